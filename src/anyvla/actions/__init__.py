@@ -1,0 +1,18 @@
+"""What an action means: its dimensions, its scale, and how a trajectory is cut into windows and chunks."""
+
+from anyvla.actions.chunks import Windows, chunk_targets
+from anyvla.actions.normalize import Normalizer, fit_normalizer, normalizer_from_dict
+from anyvla.actions.spec import ARM7, NAV2, NAV3, ActionDim, ActionSpec
+
+__all__ = [
+    "ARM7",
+    "NAV2",
+    "NAV3",
+    "ActionDim",
+    "ActionSpec",
+    "Normalizer",
+    "Windows",
+    "chunk_targets",
+    "fit_normalizer",
+    "normalizer_from_dict",
+]

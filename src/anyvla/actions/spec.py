@@ -1,0 +1,133 @@
+"""ActionSpec: the name, kind, unit and limits of every action dimension.
+
+Losses, metrics, normalisation, safety limits, plots and messages are derived from it, so that no 7 or 2 is written anywhere
+else. Continuous dimensions are real numbers in their unit; binary ones are 0 or 1 (for a gripper, 1 = open).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from anyvla.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ActionDim:
+    """One dimension: ``low`` and ``high`` are hard limits in ``unit``; ``rate`` bounds its change, in ``unit`` per second."""
+
+    name: str
+    kind: Literal["continuous", "binary"] = "continuous"
+    unit: str = ""
+    low: float = -1.0
+    high: float = 1.0
+    rate: float | None = None
+    mirrored: bool = False  # changes sign when left and right are exchanged
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("continuous", "binary"):
+            raise ConfigError(f"action dimension {self.name!r}: kind is {self.kind!r}, not 'continuous' or 'binary'")
+        if not self.low < self.high:
+            raise ConfigError(f"action dimension {self.name!r}: low {self.low} is not below high {self.high}")
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """An ordered set of action dimensions, ``A`` of them."""
+
+    name: str
+    dims: tuple[ActionDim, ...]
+
+    def __post_init__(self) -> None:
+        if not self.dims:
+            raise ConfigError(f"action spec {self.name!r} has no dimensions")
+        if len(set(self.names)) != len(self.dims):
+            raise ConfigError(f"action spec {self.name!r} names a dimension twice: {', '.join(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.dims)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dim.name for dim in self.dims)
+
+    @property
+    def binary(self) -> np.ndarray:
+        """(A,) bool: which dimensions are binary."""
+        return np.array([dim.kind == "binary" for dim in self.dims])
+
+    @property
+    def low(self) -> np.ndarray:
+        """(A,) float64: lower limits."""
+        return np.array([dim.low for dim in self.dims])
+
+    @property
+    def high(self) -> np.ndarray:
+        """(A,) float64: upper limits."""
+        return np.array([dim.high for dim in self.dims])
+
+    @property
+    def rate(self) -> np.ndarray:
+        """(A,) float64: largest change per second; infinite where the spec sets none."""
+        return np.array([np.inf if dim.rate is None else dim.rate for dim in self.dims])
+
+    @property
+    def mirror_sign(self) -> np.ndarray:
+        """(A,) float32 of +1 and -1: factor that turns an action into its mirror image (left and right exchanged)."""
+        return np.array([-1.0 if dim.mirrored else 1.0 for dim in self.dims], dtype=np.float32)
+
+    def describe(self) -> str:
+        """``linear_x [-1.15, 1.15] m/s, ...``: one line for people."""
+        parts = (f"{d.name} {'{0, 1}' if d.kind == 'binary' else f'[{d.low:g}, {d.high:g}]'} {d.unit}" for d in self.dims)
+        return ", ".join(part.strip() for part in parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "dims": [asdict(dim) for dim in self.dims]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> ActionSpec:
+        """The inverse of ``to_dict``; raises ConfigError for an unknown or missing key."""
+        known = {field.name for field in fields(ActionDim)}
+        dims = []
+        for i, dim in enumerate(value["dims"]):
+            for key in dim:
+                if key not in known:
+                    raise ConfigError(f"action spec: unknown key dims[{i}].{key}{did_you_mean(key, known)}")
+            if "name" not in dim:
+                raise ConfigError(f"action spec: dims[{i}] has no name")
+            dims.append(ActionDim(**dim))
+        return cls(value["name"], tuple(dims))
+
+
+def _arm_dims(names: Sequence[str], unit: str) -> tuple[ActionDim, ...]:
+    # dy, droll and dyaw change sign when y is mirrored in a right-handed frame (x forward, y left, z up)
+    return tuple(ActionDim(name, unit=unit, mirrored=name in ("dy", "droll", "dyaw")) for name in names)
+
+
+ARM7 = ActionSpec(
+    "arm7",
+    (
+        *_arm_dims(("dx", "dy", "dz"), "x 0.02 m"),
+        *_arm_dims(("droll", "dpitch", "dyaw"), "x 0.05 rad"),
+        ActionDim("gripper", kind="binary", unit="1 = open", low=0.0, high=1.0),
+    ),
+)
+_LINEAR_X = ActionDim("linear_x", unit="m/s", low=-1.15, high=1.15, rate=6.0)
+_LINEAR_Y = ActionDim("linear_y", unit="m/s", low=-1.15, high=1.15, rate=6.0, mirrored=True)
+_ANGULAR_Z = ActionDim("angular_z", unit="rad/s", low=-1.15, high=1.15, rate=6.0, mirrored=True)
+NAV2 = ActionSpec("nav2", (_LINEAR_X, _LINEAR_Y))
+NAV3 = ActionSpec("nav3", (_LINEAR_X, _LINEAR_Y, _ANGULAR_Z))
+
+ACTION_SPECS = {spec.name: spec for spec in (ARM7, NAV2, NAV3)}
+
+
+def action_spec(value: str | Mapping[str, Any]) -> ActionSpec:
+    """A built-in spec by name, or one's own from a mapping with ``name`` and ``dims``."""
+    if not isinstance(value, str):
+        return ActionSpec.from_dict(value)
+    if value not in ACTION_SPECS:
+        raise ConfigError(f"unknown action spec {value!r}{did_you_mean(value, ACTION_SPECS)}")
+    return ACTION_SPECS[value]

@@ -1,0 +1,159 @@
+"""A checkpoint is a folder that needs nothing else: loadable offline, without pickle, strict.
+
+    config.yaml          all settings of the run
+    model.safetensors    all weights
+    transforms.json      frame size, prompt, normalisation with its statistics
+    backbone/            configuration, tokenizer and image statistics of the vision-language model
+    example.json         an input and the output that belongs to it, to check a loaded model with
+    training_state/      optimiser, random generators, position in the data; only for going on
+
+A run folder holds ``config.yaml``, ``metrics.jsonl`` and ``checkpoints/``; ``checkpoints.json`` names the best and the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from anyvla.config import Config, parse_config
+from anyvla.data.transforms import Transforms
+from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.losses import sample_actions
+from anyvla.models.vla import VLA, build_vla
+
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: the model in evaluation mode, its transforms and settings."""
+
+    folder: Path
+    config: Config
+    transforms: Transforms
+    model: VLA
+
+
+def build_model(config: Config, transforms: Transforms, definition: Path | None = None) -> VLA:
+    """The model of ``config`` with fresh weights; ``definition`` is the ``backbone`` folder of a checkpoint."""
+    return build_vla(
+        config.model,
+        transforms.spec,
+        window=transforms.window,
+        chunk=transforms.chunk,
+        image_size=transforms.image_size,
+        bounded=transforms.normalizer.bounded,
+        definition=definition,
+    )
+
+
+def save_model(folder: Path, config: Config, transforms: Transforms, model: VLA) -> None:
+    """Write everything but ``training_state`` into ``folder``."""
+    from safetensors.torch import save_model as save_weights
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    (folder / "transforms.json").write_text(transforms.to_json())
+    save_weights(model, str(folder / "model.safetensors"))
+    model.backbone.save_definition(folder / "backbone")
+    example = {"instruction": "Stop in front of the bottle.", "seed": 0}
+    example["actions"] = _run_example(model, transforms, example).tolist()
+    (folder / "example.json").write_text(json.dumps(example))
+
+
+def load_checkpoint(path: Path, which: Which = "last", device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a checkpoint folder, or the ``which`` checkpoint of a run folder, on ``device``.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, something in it is missing or damaged, or the weights do not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model as load_weights
+
+    folder = resolve_checkpoint(path, which)
+    for name in ("config.yaml", "transforms.json", "model.safetensors", "backbone"):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder}: no {name}; not a complete checkpoint")
+    try:
+        config = parse_config((folder / "config.yaml").read_text(), where=str(folder / "config.yaml"))
+    except ConfigError as error:
+        raise CheckpointError(f"the settings of this checkpoint do not fit this version of AnyVLA: {error}") from error
+    transforms = Transforms.from_json((folder / "transforms.json").read_text())
+    model = build_model(config, transforms, folder / "backbone")
+    try:
+        load_weights(model, str(folder / "model.safetensors"), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / 'model.safetensors'}: the weights do not fit the model ({error})") from error
+    return Checkpoint(folder, config, transforms, model.to(device).eval())
+
+
+def check_example(checkpoint: Checkpoint) -> float:
+    """Largest difference between the saved example's output and what the loaded model says to the same input."""
+    example = json.loads((checkpoint.folder / "example.json").read_text())
+    actions = _run_example(checkpoint.model, checkpoint.transforms, example)
+    return float(np.abs(actions - np.array(example["actions"])).max())
+
+
+@torch.inference_mode()
+def _run_example(model: VLA, transforms: Transforms, example: dict[str, Any]) -> np.ndarray:
+    """(L, A) normalised actions for the example's instruction and images drawn from its seed."""
+    rng = np.random.default_rng(example["seed"])
+    device = model.backbone.queries.device
+    images = {
+        camera: torch.from_numpy(rng.integers(0, 256, (1, 3, *transforms.image_size), dtype=np.uint8)).to(device)
+        for camera in transforms.cameras
+    }
+    training = model.training
+    model.eval()
+    raw, _ = model.step(images, [transforms.prompt(example["instruction"])], model.init_state(1))
+    model.train(training)
+    return sample_actions(raw[0].float(), transforms.spec).cpu().numpy()
+
+
+def resolve_checkpoint(path: Path, which: Which = "last") -> Path:
+    """The checkpoint folder that ``path`` (a run or a checkpoint) stands for."""
+    if (path / "model.safetensors").exists():
+        return path
+    index = path / "checkpoints.json"
+    if not index.exists():
+        what = (
+            "no checkpoint has been saved in this run yet"
+            if (path / "config.yaml").exists()
+            else "neither a run nor a checkpoint"
+        )
+        raise CheckpointError(f"{path}: {what if path.exists() else 'no such folder'}")
+    names = json.loads(index.read_text())
+    if which not in names:
+        raise CheckpointError(f"{path}: this run has no {which!r} checkpoint; it has: {', '.join(sorted(names))}")
+    return path / "checkpoints" / names[which]
+
+
+def publish_checkpoint(run: Path, partial: Path, name: str, best: bool) -> None:
+    """Make the finished folder ``partial`` the run's last checkpoint ``name`` (and its best one), in one step; then tidy up."""
+    final = run / "checkpoints" / name
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    index = run / "checkpoints.json"
+    names = json.loads(index.read_text()) if index.exists() else {}
+    names["last"] = name
+    if best:
+        names["best"] = name
+    write_atomically(index, json.dumps(names))
+    for folder in final.parent.iterdir():
+        if folder.name not in names.values():
+            shutil.rmtree(folder)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``; whoever reads it sees the old or the new content, whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

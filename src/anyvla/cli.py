@@ -1,0 +1,324 @@
+"""``anyvla <verb>``: parses, calls one function of a room, prints. Heavy rooms are imported by the verb that needs them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+import anyvla
+from anyvla.errors import AnyVLAError, ConfigError
+
+
+class _Group(TyperGroup):
+    """The outermost group: a user's mistake becomes one line, Ctrl-C a quiet end."""
+
+    def invoke(self, ctx: Any) -> Any:
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        try:
+            return super().invoke(ctx)
+        except AnyVLAError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            said = str(error) or "stopped; what was finished is kept, and the same command goes on from there"
+            Console(stderr=True).print(f"\n{_plain(said)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Turn any vision-language model into a robot policy, train it, prove it in closed loop, run it on a robot.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+collect_app = typer.Typer(help="Collect demonstrations of a scripted expert.", no_args_is_help=True)
+inspect_app = typer.Typer(help="Look at data, a recipe, a run, or the settings.", no_args_is_help=True)
+app.add_typer(collect_app, name="collect")
+app.add_typer(inspect_app, name="inspect")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0)]
+Workers = Annotated[int, typer.Option(min=1, help="simulation processes")]
+Checkpoint = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        print(anyvla.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of everything the demo makes")] = Path("runs/demo"),
+    seed: Seed = 0,
+    demonstrations: Annotated[int, typer.Option(min=2, help="expert episodes to train on")] = 480,
+    steps: Annotated[int | None, typer.Option(min=1, help="training steps; the recipe's if not given")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="unseen worlds per evaluation")] = 100,
+    workers: Workers = 2,
+) -> None:
+    """Collect, train, evaluate and report navigation, from nothing, on this machine. Run again, it goes on."""
+    from anyvla.demo import run_demo
+
+    result = run_demo(out, seed=seed, demonstrations=demonstrations, steps=steps, episodes=episodes, workers=workers)
+    print(result.line)
+    print(f"report: {result.report}")
+
+
+@collect_app.command("nav")
+def collect_nav_command(
+    out: Annotated[Path, typer.Option(help="folder of the episodes")],
+    scenario: Annotated[str, typer.Option(help="1box_hori_left and so on, or a part such as 1box, or all")] = "all",
+    episodes: Annotated[int, typer.Option(min=1)] = 237,
+    seed: Seed = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the images")] = "1280x720",
+    disturbances: Annotated[float, typer.Option(min=0, max=1, help="probability per step of a push")] = 0.15,
+    language: Annotated[Literal["en", "ko", "any"], typer.Option(help="of the sentences")] = "any",
+    workers: Workers = 2,
+) -> None:
+    """Expert episodes in the built-in navigation world, as mobile_h5 files."""
+    from anyvla.simulation.collect import collect_nav
+
+    report = collect_nav(
+        out, scenario, episodes, seed, _size(size), workers=workers, disturbances=disturbances, language=language
+    )
+    print(
+        f"{out}: {report.written} episodes written ({report.frames} frames, {report.seconds:.0f} s), "
+        f"{report.skipped} were there, {report.given_up} worlds given up"
+    )
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe in the package")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in `out`")] = False,
+) -> None:
+    """Train a policy from a recipe."""
+    from anyvla.config import load_config
+    from anyvla.training.loop import train as train_run
+
+    run = train_run(load_config(recipe, overrides or ()), resume=resume)
+    print(f"run: {run}")
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="a run or checkpoint folder; `expert` for the scripted expert")],
+    env: Annotated[Literal["nav"], typer.Option(help="benchmark")] = "nav",
+    scenario: Annotated[str, typer.Option()] = "1box",
+    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Seed = 0,
+    probe: Annotated[Literal["none", "blind", "swapped"], typer.Option(help="does the policy read the sentence?")] = "none",
+    checkpoint: Checkpoint = "last",
+    image_size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the camera renders")] = "224x126",
+    execution: Annotated[
+        str | None, typer.Option(help="first, receding:STEPS or ensemble:DECAY, instead of the run's own")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="write the result file here")] = None,
+    report: Annotated[Path | None, typer.Option(help="write the report page here")] = None,
+    workers: Workers = 2,
+) -> None:
+    """Drive unseen worlds with a policy and count."""
+    from anyvla.checkpoint import write_atomically
+    from anyvla.evaluation.navigation import evaluate_nav, film_nav
+
+    driver = None if str(run) == "expert" else run
+    result = evaluate_nav(
+        driver,
+        scenario=scenario,
+        episodes=episodes,
+        seed=seed,
+        probe=probe,
+        checkpoint=checkpoint,
+        execution=_execution(execution),
+        image_size=_size(image_size),
+        workers=workers,
+    )
+    if json_out:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json_out, json.dumps(result, indent=1))
+    if report:
+        from anyvla.evaluation.report import Evaluation, ReportContent, write_report
+
+        films = film_nav(driver, result, checkpoint) if driver else []
+        write_report(report, ReportContent("Evaluation", [Evaluation(str(run), result, kept=films)]))
+    low, high = result["wilson95"]
+    causes = ", ".join(f"{count} {cause}" for cause, count in result["failures"].items()) or "none"
+    print(f"success {result['successes']}/{result['episodes']} (95 % Wilson {low:.3f} to {high:.3f}); failures: {causes}")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="result file of `anyvla eval --json`")],
+    b: Annotated[Path, typer.Argument(help="another one, of the same worlds")],
+) -> None:
+    """Compare two policies on the same worlds, pair by pair."""
+    from anyvla.evaluation.navigation import compare_results
+
+    result = compare_results(_read_result(a), _read_result(b))
+    low, high = result["interval"]
+    print(
+        f"a = {result['a']}, b = {result['b']}, {result['episodes']} worlds\n"
+        f"both {result['both']}, only a {result['only_a']}, only b {result['only_b']}, neither {result['neither']}\n"
+        f"b - a: {result['difference']:+.3f} (95 % {low:+.3f} to {high:+.3f}); exact McNemar p = {result['p_value']:.3g}"
+    )
+
+
+@inspect_app.command("data")
+def inspect_data_command(
+    path: Annotated[Path, typer.Argument(help="folder of episodes")],
+    spec: Annotated[str, typer.Option(help="action spec")] = "nav2",
+    out: Annotated[Path, typer.Option(help="folder of the pictures")] = Path("runs/inspect"),
+) -> None:
+    """Counts, lengths, action histograms, a contact sheet, and what is wrong."""
+    from anyvla.config import DataConfig
+    from anyvla.data.inspect import inspect_data
+    from anyvla.data.prepare import open_source
+
+    source = open_source(DataConfig(path=path, on_bad_episode="skip"), spec)
+    report = inspect_data(source, out)
+    console = Console()
+    summary = report.summary
+    lengths = summary["lengths"]
+    console.print(
+        f"{summary['episodes']} episodes, {summary['frames']} frames "
+        f"(length {lengths['min']} to {lengths['max']}, median {lengths['median']:g}); "
+        f"cameras: {', '.join(summary['cameras'])}; fps: {', '.join(summary['fps'])}",
+        highlight=False,
+    )
+    _statistics_table(console, source.spec.names, summary["actions"])
+    console.print(f"{summary['instructions']['different']} different instructions, most often:", highlight=False)
+    for instruction, count in summary["instructions"]["most_common"]:
+        console.print(f"  {count:>4}  {instruction}", highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {_plain(warning)}", highlight=False)
+    for problem in report.problems:
+        console.print(f"[red]damaged:[/] {_plain(problem.reason)}", highlight=False, soft_wrap=True)
+    print("pictures:", *report.pictures)
+
+
+@inspect_app.command("recipe")
+def inspect_recipe(recipe: Annotated[str, typer.Argument()], overrides: Overrides = None) -> None:
+    """The resolved settings of a recipe."""
+    from anyvla.config import load_config
+
+    print(load_config(recipe, overrides or ()).to_yaml(), end="")
+
+
+@inspect_app.command("run")
+def inspect_run(path: Annotated[Path, typer.Argument()], checkpoint: Checkpoint = "last") -> None:
+    """What a run or checkpoint is: its inputs and outputs, its last measurements, and whether it computes what it should."""
+    from anyvla.checkpoint import check_example, load_checkpoint
+    from anyvla.policies.policy import Policy
+    from anyvla.training.tracking import read_metrics
+
+    loaded = load_checkpoint(path, checkpoint)
+    spec = Policy(loaded.model, loaded.transforms, loaded.config.policy).spec()
+    print(f"checkpoint: {loaded.folder}")
+    print(f"model: {sum(p.numel() for p in loaded.model.parameters()) / 1e6:.2f} M parameters")
+    print(json.dumps(spec.to_dict(), indent=1, ensure_ascii=False))
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        latest: dict[str, Any] = {}
+        for line in read_metrics(metrics):
+            latest |= line
+        print("last measured:", json.dumps(latest))
+    print(f"saved example reproduced to {check_example(loaded):.2g}")
+
+
+@inspect_app.command("schema")
+def inspect_schema() -> None:
+    """The JSON schema of recipes, for completion in editors."""
+    from anyvla.config import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+@app.command()
+def stats(
+    path: Annotated[Path, typer.Argument(help="folder of episodes")],
+    spec: Annotated[str, typer.Option(help="action spec")] = "nav2",
+    on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",
+) -> None:
+    """Exact action statistics, as JSON."""
+    from anyvla.config import DataConfig
+    from anyvla.data.prepare import open_source
+    from anyvla.data.stats import action_statistics, statistics_to_dict
+
+    source = open_source(DataConfig(path=path, on_bad_episode=on_bad_episode), spec)
+    episodes = [source.episode(i) for i in range(len(source))]
+    values = statistics_to_dict(action_statistics(episodes))
+    print(json.dumps({"names": source.spec.names, "episodes": len(episodes), **values}, indent=1))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has: devices, OpenGL, optional parts. Exit status 1 if something needed is missing."""
+    from anyvla.doctor import examine
+
+    findings = examine()
+    marks = {"ok": "[green]ok[/]", "optional": "[yellow]--[/]", "problem": "[red]!![/]"}
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.name, _plain(finding.detail))
+    Console().print(table)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """``1280x720`` -> (720, 1280)."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ConfigError(f"a size is WIDTHxHEIGHT, such as 1280x720, not {text!r}")
+    return int(height), int(width)
+
+
+def _execution(text: str | None) -> Any:
+    """``receding:4`` -> the settings of a policy with this execution; None stays None."""
+    if text is None:
+        return None
+    from anyvla.config import parse_config
+
+    kind, _, value = text.partition(":")
+    keys = {"receding": "steps", "ensemble": "decay"}
+    overrides = [f"policy.execution.type={kind}"]
+    if value:
+        overrides.append(f"policy.execution.{keys.get(kind, 'steps')}={value}")
+    return parse_config("{}", overrides, where=f"--execution {text}").policy
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: no result file of `anyvla eval --json` ({error})") from error
+    if not isinstance(result, dict) or "results" not in result:
+        raise ConfigError(f"{path}: no result file of `anyvla eval --json`")
+    return result
+
+
+def _statistics_table(console: Console, names: tuple[str, ...], statistics: dict[str, list[float]]) -> None:
+    table = Table("action", *statistics, box=None)
+    for i, name in enumerate(names):
+        table.add_row(name, *(f"{values[i]:.3f}" for values in statistics.values()))
+    console.print(table)
+
+
+def _plain(text: object) -> str:
+    """Text that rich prints as it is."""
+    from rich.markup import escape
+
+    return escape(str(text))

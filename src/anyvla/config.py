@@ -1,0 +1,352 @@
+"""The typed tree of settings.
+
+A run is described by one ``Config``. It is read from a YAML recipe, changed by ``key.path=value`` overrides, checked as a
+whole, and saved with everything that comes out of it. Keys that nobody knows are refused, and every key here has a reader.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anyvla.actions.normalize import NormalizerKind
+from anyvla.data.episode import OnBadEpisode
+from anyvla.data.images import Fit
+from anyvla.errors import ConfigError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, strict about types, unknown keys refused with the nearest right one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class AugmentConfig(Settings):
+    """Augmentation of training windows; 0 turns a part off."""
+
+    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift of a window, as a fraction of height and width")
+    color: float = Field(
+        0.0, ge=0, le=1, description="largest relative change of brightness, contrast, saturation, white balance"
+    )
+    mirror: Fraction = Field(0.0, description="probability to exchange left and right in images, actions and words together")
+    words: Fraction = Field(0.0, description="probability to leave out each word of the instruction that names no side")
+
+
+class DataConfig(Settings):
+    """Where the episodes are and how windows are drawn from them."""
+
+    type: Literal["mobile_h5"] = Field("mobile_h5", description="format of the episodes")
+    path: Path | None = Field(None, description="folder (or file) of the episodes")
+    on_bad_episode: OnBadEpisode = Field("error", description="stop at a damaged episode, or skip and count it")
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of the episodes held out")
+    cache: Path | None = Field(None, description="folder of the frame cache; ~/.cache/anyvla if null")
+    workers: int = Field(0, ge=0, description="processes that load batches; 0 loads them in the training process")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ObservationConfig(Settings):
+    """What the model sees."""
+
+    cameras: list[str] | None = Field(None, min_length=1, description="camera names; all that the data have if null")
+    image_size: tuple[Positive, Positive] = Field((64, 112), description="height and width of the model's images")
+    fit: Fit = Field("stretch", description="how a frame of another aspect ratio is brought to image_size")
+    prompt: str = Field("{instruction}", description="template around the instruction")
+
+
+class ActionsConfig(Settings):
+    """What the model predicts."""
+
+    spec: str | dict[str, Any] = Field("nav2", description="arm7, nav2, nav3, or a mapping with name and dims")
+    window: Positive = Field(8, description="H, observations in a window")
+    chunk: Positive = Field(10, description="L, actions predicted at each step")
+    normalization: NormalizerKind = "quantile"
+
+
+class TinyBackboneConfig(Settings):
+    """A small vision-language transformer, trained from scratch."""
+
+    type: Literal["tiny"] = "tiny"
+    width: Positive = 96
+    vision_layers: Positive = 2
+    language_layers: Positive = 3
+    attention_heads: Positive = 4
+    dropout: Fraction = 0.0
+
+
+class PretrainedBackboneConfig(Settings):
+    """Any image-text-to-text model of transformers, from a folder or by its hub name."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str = Field(description="folder with config.json, weights, tokenizer and image processor; or a hub name")
+    random_weights: bool = Field(False, description="take the architecture only")
+
+
+class OneStepConfig(Settings):
+    """No history: one observation in, one chunk out."""
+
+    type: Literal["one_step"] = "one_step"
+
+
+class PolicyHeadConfig(Settings):
+    """History in the head: the backbone sees one frame at a time, the head the window of its features."""
+
+    type: Literal["policy_head"] = "policy_head"
+
+
+class FCHeadConfig(Settings):
+    """A multi-layer perceptron on the features of one step."""
+
+    type: Literal["fc"] = "fc"
+    hidden: Positive = Field(1024, description="width in front of the trunk")
+    trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
+
+
+class LSTMHeadConfig(Settings):
+    """An LSTM over the features of the window."""
+
+    type: Literal["lstm"] = "lstm"
+    hidden: Positive = 1024
+    layers: Positive = 4
+    dropout: Fraction = 0.0
+    trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
+
+
+class LossConfig(Settings):
+    """``continuous`` loss, averaged over real actions, plus ``binary_weight`` x binary cross-entropy."""
+
+    continuous: Literal["huber", "mse", "l1"] = "huber"
+    huber_delta: float = Field(1.0, gt=0)
+    binary_weight: float = Field(0.01, ge=0)
+
+
+class ModelConfig(Settings):
+    """Backbone x structure x head."""
+
+    backbone: Annotated[TinyBackboneConfig | PretrainedBackboneConfig, Field(discriminator="type")] = TinyBackboneConfig()
+    queries: Positive = Field(1, description="Q, learnable query tokens")
+    structure: Annotated[OneStepConfig | PolicyHeadConfig, Field(discriminator="type")] = PolicyHeadConfig()
+    head: Annotated[FCHeadConfig | LSTMHeadConfig, Field(discriminator="type")] = LSTMHeadConfig()
+    loss: LossConfig = LossConfig()
+
+
+class TrainingConfig(Settings):
+    """Optimisation, its schedule, and how often things are measured and saved."""
+
+    steps: Positive = Field(10_000, description="optimiser steps")
+    batch_size: Positive = Field(16, description="windows per device and forward pass")
+    accumulation: Positive = Field(1, description="forward passes per optimiser step")
+    learning_rate: float = Field(1e-4, gt=0)
+    min_learning_rate: Fraction = Field(0.0, description="at the end of the cosine, as a fraction of learning_rate")
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0, description="of weight matrices; never of norms, biases and embeddings")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    log_every: Positive = 20
+    validate_every: Positive = 500
+    validation_windows: Positive = Field(512, description="windows per validation, spread evenly over the held-out episodes")
+    save_every: Positive = 500
+    trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl, which is always written")
+
+
+class FirstActionConfig(Settings):
+    """Run the model at every step and execute the first action of its chunk."""
+
+    type: Literal["first"] = "first"
+
+
+class RecedingHorizonConfig(Settings):
+    """Execute ``steps`` actions of a chunk before taking the next one."""
+
+    type: Literal["receding"] = "receding"
+    steps: Positive = 4
+
+
+class EnsembleConfig(Settings):
+    """Average all predictions made for this moment, weighted exp(-decay * age in steps)."""
+
+    type: Literal["ensemble"] = "ensemble"
+    decay: float = Field(0.1, ge=0)
+
+
+class SafetyConfig(Settings):
+    """Limits between the policy and the robot; velocity and rate limits come from the action spec."""
+
+    rate_limit: bool = Field(True, description="bound the change from one action to the next by the spec's rates")
+    max_observation_age: float = Field(1.0, gt=0, description="seconds; an older observation stops the robot")
+    max_action_age: float = Field(1.0, gt=0, description="seconds; an older action stops the robot")
+
+
+class PolicyConfig(Settings):
+    """How predicted chunks become actions."""
+
+    execution: Annotated[FirstActionConfig | RecedingHorizonConfig | EnsembleConfig, Field(discriminator="type")] = (
+        FirstActionConfig()
+    )
+    safety: SafetyConfig = SafetyConfig()
+
+
+class Config(Settings):
+    """All settings of a run."""
+
+    seed: int = Field(0, ge=0, description="of initial weights, data order, augmentation and dropout")
+    out: Path = Field(Path("runs/latest"), description="folder of the run")
+    data: DataConfig = DataConfig()
+    observation: ObservationConfig = ObservationConfig()
+    actions: ActionsConfig = ActionsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.model.structure.type == "one_step" and self.actions.window != 1:
+            raise ValueError(f"structure one_step has no history: set actions.window=1 (it is {self.actions.window})")
+        execution = self.policy.execution
+        if execution.type == "receding" and execution.steps > self.actions.chunk:
+            raise ValueError(f"policy.execution.steps {execution.steps} is more than actions.chunk {self.actions.chunk}")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: path of a YAML file, or the name of a recipe in the package (``nav-tiny`` or ``recipes/nav-tiny.yaml``).
+        overrides: ``key.path=value`` strings, the value in YAML; ``key.type=x`` starts that section anew when the type changes.
+
+    Raises:
+        ConfigError: no such recipe, no valid YAML, an unknown key (with the nearest right one), a wrong type (with its path).
+    """
+    text, where = _read_recipe(recipe)
+    return parse_config(text, overrides, where)
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), where: str = "settings") -> Config:
+    """As ``load_config``, from the text of a recipe; ``where`` names it in messages."""
+    try:
+        tree = yaml.load(text, Loader=_RecipeLoader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error, tree))) from error
+
+
+def recipe_names() -> list[str]:
+    """The recipes in the package."""
+    return sorted(item.name.removesuffix(".yaml") for item in _recipes().iterdir() if item.name.endswith(".yaml"))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for completion and checks in editors."""
+    return Config.model_json_schema()
+
+
+def _recipes() -> Any:
+    return resources.files("anyvla") / "recipes"
+
+
+def _read_recipe(recipe: str | Path) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.is_file():
+        return path.read_text(), str(path)
+    name = path.name.removesuffix(".yaml")
+    if path.parent.name in ("", "recipes") and name in recipe_names():
+        return (_recipes() / f"{name}.yaml").read_text(), f"recipe {name}"
+    raise ConfigError(f"no recipe {str(recipe)!r}: neither a file nor one of the package{did_you_mean(name, recipe_names())}")
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.2 in two points where PyYAML differs: 1e-4 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"override {override!r} is not of the form key.path=value")
+    try:
+        value = yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+    section = tree
+    for key in keys[:-1]:
+        below = section.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is no section of settings")
+        section = below
+    if keys[-1] == "type" and section.get("type", value) != value:
+        section.clear()  # the other keys belong to the former type
+    section[keys[-1]] = value
+
+
+def _explain(error: ValidationError, tree: Any) -> list[str]:
+    """One line per mistake: ``path: what is wrong``, with the path as the user wrote it."""
+    lines = []
+    for mistake in error.errors():
+        path = []
+        node = tree
+        for part in mistake["loc"]:
+            inside = (isinstance(node, dict) and part in node) or (
+                isinstance(node, list) and isinstance(part, int) and part < len(node)
+            )
+            if inside:
+                node = node[part]
+            elif part != mistake["loc"][-1]:
+                continue  # the tag of a union, which is in no file
+            if inside or mistake["type"] == "missing":
+                path.append(str(part))
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = f"unknown key{did_you_mean(str(mistake['loc'][-1]), _keys_at(mistake['loc'][:-1]))}"
+        elif mistake["type"] == "union_tag_invalid":
+            message = f"unknown type {mistake['ctx']['tag']!r}; known: {mistake['ctx']['expected_tags']}"
+        elif mistake["type"] not in ("value_error", "missing"):
+            message = f"{message[0].lower()}{message[1:]}, not {mistake['input']!r}"
+        lines.append(": ".join(filter(None, [".".join(path), message])))
+    return lines
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys of the section at ``location``, which holds the tags of unions beside the keys."""
+    candidates: list[type[Settings]] = [Config]
+    for part in location:
+        if part in candidates[0].model_fields and len(candidates) == 1:
+            annotation = candidates[0].model_fields[str(part)].annotation
+            members = get_args(annotation) or (annotation,)
+            candidates = [member for member in members if isinstance(member, type) and issubclass(member, Settings)]
+        else:
+            candidates = [member for member in candidates if member.model_fields["type"].default == part]
+    return list(candidates[0].model_fields)

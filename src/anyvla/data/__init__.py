@@ -1,0 +1,1 @@
+"""Episodes in, batches out: sources, frame store, windows, sampler, transforms, statistics, writers."""

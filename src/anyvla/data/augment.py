@@ -1,0 +1,74 @@
+"""Augmentation of a whole window: what is drawn once holds for all its frames, so that motion stays motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from anyvla.actions.spec import ActionSpec
+from anyvla.data.prompts import drop_words, mirror_text
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths; 0 turns a part off.
+
+    Attributes:
+        shift: largest shift of the window's frames, as a fraction of height and width; edges are repeated.
+        color: largest relative change of brightness, contrast, saturation and of each channel's gain.
+        mirror: probability to exchange left and right: in the images, the actions and the words together.
+            Windows whose words cannot be mirrored safely stay as they are.
+        words: probability to leave out each word of the instruction that names no side: a policy trained on few sentences
+            then relies less on the exact wording.
+    """
+
+    shift: float = 0.0
+    color: float = 0.0
+    mirror: float = 0.0
+    words: float = 0.0
+
+    def __call__(
+        self,
+        images: dict[str, np.ndarray],
+        instruction: str,
+        actions: np.ndarray,
+        spec: ActionSpec,
+        rng: np.random.Generator,
+    ) -> tuple[dict[str, np.ndarray], str, np.ndarray]:
+        """Augment camera -> (H, h, w, 3) uint8, a sentence, and (..., A) actions in robot units; inputs stay as they are."""
+        mirrored = mirror_text(instruction) if rng.random() < self.mirror else None
+        if mirrored is not None:
+            images = {camera: frames[:, :, ::-1] for camera, frames in images.items()}
+            instruction = mirrored
+            actions = actions * spec.mirror_sign
+        if self.words > 0:
+            instruction = drop_words(instruction, self.words, rng)
+        if self.shift > 0:
+            images = {camera: shift_frames(frames, self.shift, rng) for camera, frames in images.items()}
+        if self.color > 0:
+            images = {camera: jitter_color(frames, self.color, rng) for camera, frames in images.items()}
+        return images, instruction, actions
+
+
+def shift_frames(frames: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Shift all of (H, h, w, 3) by one random vector, at most ``amount`` of the height and of the width; unbiased."""
+    height, width = frames.shape[1:3]
+    limits = (round(amount * height), round(amount * width))
+    dy, dx = (int(rng.integers(-limit, limit + 1)) for limit in limits)
+    rows = np.clip(np.arange(height) + dy, 0, height - 1)
+    columns = np.clip(np.arange(width) + dx, 0, width - 1)
+    return frames[:, rows][:, :, columns]
+
+
+def jitter_color(frames: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast, saturation and white balance of (H, h, w, 3) uint8, the same way in every frame."""
+    brightness, contrast, saturation = 1 + amount * rng.uniform(-1, 1, 3)
+    gains = 1 + 0.5 * amount * rng.uniform(-1, 1, 3)
+    # one 3x3 matrix and an offset do all four: out = contrast * (balance . saturate)(in) + offset
+    luma = np.array([0.299, 0.587, 0.114])
+    saturate = saturation * np.eye(3) + (1 - saturation) * luma
+    matrix = (contrast * brightness * gains[:, None] * saturate).astype(np.float32)
+    offset = np.float32((1 - contrast) * 128.0)
+    out = frames.astype(np.float32) @ matrix.T + offset
+    return np.clip(out, 0, 255).astype(np.uint8)

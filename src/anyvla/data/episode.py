@@ -1,0 +1,54 @@
+"""The contract between a data format and everything behind it: Episode and EpisodeSource."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from anyvla.actions.spec import ActionSpec
+
+OnBadEpisode = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An episode that was skipped because it cannot be used."""
+
+    episode: str
+    reason: str
+
+
+class Episode(Protocol):
+    """One recorded episode of T frames."""
+
+    name: str  # unique in its source, and the same whenever the source is opened
+    fingerprint: str  # changes when the stored data change
+    length: int  # T
+    fps: float  # control steps per second
+    instruction: str
+
+    @property
+    def actions(self) -> np.ndarray:
+        """(T, A) float32 in robot units: the command given while frame t was seen."""
+
+    def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+        """Camera -> (stop - start, H, W, 3) uint8 RGB as stored; touches only these frames.
+
+        Raises DataError, naming the file and the key, when they cannot be read.
+        """
+
+
+class EpisodeSource(Protocol):
+    """A set of episodes in one format. Picklable: it holds no open file."""
+
+    name: str  # where the data are, for messages and the cache
+    spec: ActionSpec
+    cameras: tuple[str, ...]
+    problems: list[Problem]  # episodes left out because they are damaged
+
+    def __len__(self) -> int: ...
+
+    def episode(self, index: int) -> Episode: ...

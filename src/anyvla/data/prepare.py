@@ -1,0 +1,115 @@
+"""From settings to data sets: open the source, split its episodes, fit the transforms, fill the frame store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anyvla.actions import fit_normalizer
+from anyvla.actions.spec import action_spec
+from anyvla.config import Config, DataConfig
+from anyvla.data.augment import Augmentation
+from anyvla.data.dataset import WindowDataset
+from anyvla.data.episode import Episode, EpisodeSource, Problem
+from anyvla.data.sources.mobile_h5 import MobileH5Source
+from anyvla.data.stats import action_statistics
+from anyvla.data.store import open_store
+from anyvla.data.transforms import Transforms
+from anyvla.errors import ConfigError, DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Training and validation windows, the transforms fitted on the former, and what was left out."""
+
+    train: WindowDataset
+    validation: WindowDataset | None
+    transforms: Transforms
+    problems: list[Problem]
+
+    def summary(self) -> dict[str, object]:
+        """Counts for the run's report."""
+        return {
+            "training_episodes": len(self.train.episodes),
+            "training_windows": len(self.train),
+            "validation_episodes": len(self.validation.episodes) if self.validation else 0,
+            "skipped": [{"episode": problem.episode, "reason": problem.reason} for problem in self.problems],
+        }
+
+
+def open_source(config: DataConfig, spec_setting: str | dict) -> EpisodeSource:
+    """The source that ``config`` names."""
+    if config.path is None:
+        raise ConfigError("data.path is not set: the folder of the episodes")
+    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode)
+
+
+def prepare_data(config: Config) -> PreparedData:
+    """Everything that training needs of the data.
+
+    Raises:
+        DataError: the data cannot be used; see the source and the store.
+        ConfigError: a camera that the data lack, or no data.path.
+    """
+    source = open_source(config.data, config.actions.spec)
+    cameras = tuple(config.observation.cameras or source.cameras)
+    for camera in cameras:
+        if camera not in source.cameras:
+            raise ConfigError(f"observation.cameras: the data have no camera {camera!r}{did_you_mean(camera, source.cameras)}")
+    store, unreadable = open_store(
+        source,
+        cameras,
+        config.observation.image_size,
+        fit=config.observation.fit,
+        cache=config.data.cache,
+        on_bad_episode=config.data.on_bad_episode,
+    )
+    episodes = [e for e in map(source.episode, range(len(source))) if e.name in store]
+    training, held_out = split_episodes(episodes, config.data.validation, config.seed)
+    statistics = action_statistics(training)
+    transforms = Transforms(
+        spec=source.spec,
+        normalizer=fit_normalizer(config.actions.normalization, statistics, source.spec),
+        statistics=statistics,
+        cameras=cameras,
+        image_size=config.observation.image_size,
+        fit=config.observation.fit,
+        prompt_template=config.observation.prompt,
+        window=config.actions.window,
+        chunk=config.actions.chunk,
+        fps=_common_fps(episodes),
+    )
+    augment = config.data.augment
+    augmentation = Augmentation(augment.shift, augment.color, augment.mirror, augment.words)
+    return PreparedData(
+        WindowDataset(training, store, transforms, augmentation, config.seed),
+        WindowDataset(held_out, store, transforms) if held_out else None,
+        transforms,
+        [*source.problems, *unreadable],
+    )
+
+
+def split_episodes(episodes: Sequence[Episode], fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
+    """Training and held-out episodes, whole episodes each; at least one is held out if ``fraction`` > 0.
+
+    Raises DataError if nothing would be left to train on.
+    """
+    count = max(1, round(fraction * len(episodes))) if fraction > 0 else 0
+    if count >= len(episodes):
+        raise DataError(f"{len(episodes)} usable episodes are too few to hold out {count}; set data.validation=0 or add data")
+    held_out = set(np.random.default_rng(seed).permutation(len(episodes))[:count].tolist())
+    training = [episode for i, episode in enumerate(episodes) if i not in held_out]
+    return training, [episode for i, episode in enumerate(episodes) if i in held_out]
+
+
+def _common_fps(episodes: Sequence[Episode]) -> float:
+    first = episodes[0]
+    for episode in episodes:
+        if not np.isclose(episode.fps, first.fps, rtol=0.01):
+            raise DataError(
+                f"episodes of different control rates: {first.name} has {first.fps:g} fps, {episode.name} {episode.fps:g}; "
+                "an action means something else at another rate"
+            )
+    return first.fps

@@ -1,0 +1,197 @@
+"""Mobile navigation episodes, one HDF5 file each (``mobile_h5``).
+
+    images                 uint8   (T, H, W, 3)   RGB
+    actions                float32 (T, 3)         linear_x m/s, linear_y m/s, angular_z rad/s
+    language_instruction   bytes   (1,)           UTF-8, may be absent
+    action_event_types     bytes   (T,)           may be absent
+
+Attributes ``fps``, ``robot``, ``scenario`` and ``schema_version`` are read where a writer left them. Where the instruction is
+absent it follows from the scenario in the attribute or the file name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyvla.actions.spec import NAV3, ActionSpec
+from anyvla.data.episode import OnBadEpisode, Problem
+from anyvla.data.scenarios import Scenario, scenario_in
+from anyvla.errors import ConfigError, DataError, did_you_mean
+
+CAMERA = "front"
+DEFAULT_FPS = 2.5
+_RANGE_TOLERANCE = 1e-3  # recorded limits are rounded to float32
+
+
+@dataclass(frozen=True)
+class MobileH5Episode:
+    """One file; see ``anyvla.data.episode.Episode``."""
+
+    path: Path
+    name: str
+    fingerprint: str
+    length: int
+    fps: float
+    instruction: str
+    scenario: Scenario | None
+    events: dict[str, int]
+    frame_shape: tuple[int, int]  # (H, W) as stored
+    actions: np.ndarray  # (T, A) float32
+
+    def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+        import h5py
+
+        try:
+            with h5py.File(self.path, "r") as file:
+                return dict.fromkeys(cameras, file["images"][start:stop])
+        except (OSError, KeyError) as error:
+            raise DataError(f"{self.path}: key 'images': frames {start}-{stop} cannot be read ({error})") from error
+
+
+class MobileH5Source:
+    """All ``*.h5`` and ``*.hdf5`` files below a folder, in the order of their names; or one such file."""
+
+    cameras = (CAMERA,)
+
+    def __init__(self, path: Path, spec: ActionSpec, on_bad_episode: OnBadEpisode = "error") -> None:
+        """Open and check every file; images are not decoded yet.
+
+        Raises:
+            DataError: no such folder, no episode in it, or (unless ``on_bad_episode`` is ``skip``) a damaged file.
+            ConfigError: ``spec`` has a dimension that the format does not hold.
+        """
+        for name in spec.names:
+            if name not in NAV3.names:
+                raise ConfigError(
+                    f"mobile_h5 holds no action dimension {name!r}{did_you_mean(name, NAV3.names)} "
+                    f"(action spec {spec.name!r}; mobile_h5 fits nav2 and nav3)"
+                )
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".h5", ".hdf5"))
+        if not files:
+            raise DataError(f"{path}: no *.h5 or *.hdf5 episode in this folder")
+        self.name = str(path)
+        self.spec = spec
+        self.problems: list[Problem] = []
+        self._episodes: list[MobileH5Episode] = []
+        root = path.parent if path.is_file() else path
+        for file in files:
+            try:
+                self._episodes.append(_open_episode(file, file.relative_to(root).as_posix(), spec))
+            except DataError as error:
+                if on_bad_episode == "error":
+                    raise DataError(f"{error} (on_bad_episode=skip leaves such episodes out)") from error
+                self.problems.append(Problem(file.relative_to(root).as_posix(), str(error)))
+        if not self._episodes:
+            raise DataError(f"{path}: none of the {len(files)} episodes can be used; the first: {self.problems[0].reason}")
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def episode(self, index: int) -> MobileH5Episode:
+        return self._episodes[index]
+
+
+def _open_episode(path: Path, name: str, spec: ActionSpec) -> MobileH5Episode:
+    import h5py
+
+    stat = path.stat()
+    if not h5py.is_hdf5(path):
+        raise DataError(f"{path}: not an HDF5 file ({stat.st_size} bytes)")
+    try:
+        with h5py.File(path, "r") as file:
+            for key in ("images", "actions"):
+                if not isinstance(file.get(key), h5py.Dataset):
+                    raise DataError(f"{path}: no dataset {key!r}{did_you_mean(key, file.keys())}")
+            shape, dtype = file["images"].shape, file["images"].dtype
+            actions = file["actions"][()]
+            texts = {key: file[key][()] for key in ("language_instruction", "action_event_types") if key in file}
+            attributes = dict(file.attrs)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: damaged HDF5 file ({error})") from error
+    _check(path, shape, dtype, actions)
+    selected = actions[:, [NAV3.names.index(dim) for dim in spec.names]].astype(np.float32)
+    _check_range(path, selected, spec)
+    scenario = scenario_in(str(attributes.get("scenario", ""))) or scenario_in(path.name)
+    return MobileH5Episode(
+        path=path,
+        name=name,
+        fingerprint=f"{stat.st_size}-{stat.st_mtime_ns}",
+        length=len(actions),
+        fps=_fps(path, attributes),
+        instruction=_instruction(path, texts.get("language_instruction"), scenario),
+        scenario=scenario,
+        events=_events(path, texts.get("action_event_types"), len(actions)),
+        frame_shape=(shape[1], shape[2]),
+        actions=selected,
+    )
+
+
+def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype, actions: np.ndarray) -> None:
+    if len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:]:
+        raise DataError(f"{path}: key 'images': shape {shape} is not (T, H, W, 3)")
+    if dtype != np.uint8:
+        raise DataError(f"{path}: key 'images': dtype {dtype} is not uint8")
+    if shape[0] == 0:
+        raise DataError(f"{path}: key 'images': the episode has no frames")
+    if actions.ndim != 2 or actions.shape[1] != len(NAV3):
+        raise DataError(f"{path}: key 'actions': shape {actions.shape} is not (T, {len(NAV3)})")
+    if actions.dtype.kind != "f":
+        raise DataError(f"{path}: key 'actions': dtype {actions.dtype} is not a float")
+    if len(actions) != shape[0]:
+        raise DataError(f"{path}: {shape[0]} images but {len(actions)} actions")
+
+
+def _check_range(path: Path, actions: np.ndarray, spec: ActionSpec) -> None:
+    bad = ~np.isfinite(actions)
+    if bad.any():
+        frame, dim = np.argwhere(bad)[0]
+        raise DataError(f"{path}: key 'actions': {spec.names[dim]} at frame {frame} is {actions[frame, dim]}")
+    outside = (actions < spec.low - _RANGE_TOLERANCE) | (actions > spec.high + _RANGE_TOLERANCE)
+    if outside.any():
+        frame, dim = np.argwhere(outside)[0]
+        limits = spec.dims[dim]
+        raise DataError(
+            f"{path}: key 'actions': {limits.name} at frame {frame} is {actions[frame, dim]:g} {limits.unit}, outside "
+            f"[{limits.low:g}, {limits.high:g}]; a robot with other limits needs an action spec of its own"
+        )
+
+
+def _fps(path: Path, attributes: dict[str, Any]) -> float:
+    fps = float(attributes.get("fps", DEFAULT_FPS))
+    if not (np.isfinite(fps) and fps > 0):
+        raise DataError(f"{path}: attribute 'fps' is {fps}, not a positive number")
+    return fps
+
+
+def _instruction(path: Path, stored: Any, scenario: Scenario | None) -> str:
+    if stored is not None:
+        values = np.atleast_1d(stored)
+        text = _text(path, "language_instruction", values[0]).strip() if len(values) else ""
+        if text:
+            return text
+    if scenario is None:
+        raise DataError(f"{path}: no 'language_instruction', and no scenario such as 1box_hori_left in the file's name")
+    return scenario.instruction()
+
+
+def _events(path: Path, stored: Any, length: int) -> dict[str, int]:
+    if stored is None:
+        return {}
+    if len(stored) != length:
+        raise DataError(f"{path}: key 'action_event_types': {len(stored)} events for {length} frames")
+    return dict(Counter(_text(path, "action_event_types", event) for event in stored))
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: key {key!r}: not UTF-8 ({error})") from error

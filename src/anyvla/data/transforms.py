@@ -1,0 +1,94 @@
+"""Transforms: everything that happens to data on its way to the model, and to actions on their way back.
+
+One object stands on the training path and on the robot's. It is saved inside the checkpoint, statistics included, so that the
+model sees on the robot what it saw in training: the same frame size, the same prompt function, the same normalisation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anyvla.actions import ActionSpec, Normalizer, normalizer_from_dict
+from anyvla.data.images import Fit, resize_frame
+from anyvla.data.prompts import make_prompt
+from anyvla.data.stats import Statistics, statistics_to_dict
+from anyvla.errors import CheckpointError, DataError
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Attributes:
+
+    spec: the action dimensions. normalizer: their fitted scale. statistics: of the training actions, for people and reports.
+    cameras: names of the images the model takes. image_size: (h, w). fit: how a frame of another shape is brought to it.
+    prompt_template: see ``make_prompt``. window: H. chunk: L. fps: control steps per second of the training data.
+    """
+
+    spec: ActionSpec
+    normalizer: Normalizer
+    statistics: Statistics
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    fit: Fit
+    prompt_template: str
+    window: int
+    chunk: int
+    fps: float
+
+    def images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Camera -> (H, W, 3) uint8 of any size -> camera -> (h, w, 3) uint8, for the cameras that the model takes.
+
+        Raises DataError for a missing camera or an image of another dtype or shape.
+        """
+        result = {}
+        for camera in self.cameras:
+            if camera not in images:
+                raise DataError(f"the observation lacks the camera {camera!r}; it has: {', '.join(sorted(images)) or 'none'}")
+            image = np.asarray(images[camera])
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
+                raise DataError(f"camera {camera!r}: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+            result[camera] = resize_frame(image, self.image_size, self.fit)
+        return result
+
+    def prompt(self, instruction: str) -> str:
+        return make_prompt(instruction, self.prompt_template)
+
+    def to_json(self) -> str:
+        value = {
+            "spec": self.spec.to_dict(),
+            "normalizer": self.normalizer.to_dict(),
+            "statistics": statistics_to_dict(self.statistics),
+            "cameras": list(self.cameras),
+            "image_size": list(self.image_size),
+            "fit": self.fit,
+            "prompt_template": self.prompt_template,
+            "window": self.window,
+            "chunk": self.chunk,
+            "fps": self.fps,
+        }
+        return json.dumps(value, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Transforms:
+        """The inverse of ``to_json``; raises CheckpointError for a text that is not one."""
+        try:
+            value: dict[str, Any] = json.loads(text)
+            return cls(
+                spec=ActionSpec.from_dict(value["spec"]),
+                normalizer=normalizer_from_dict(value["normalizer"]),
+                statistics={name: np.array(numbers) for name, numbers in value["statistics"].items()},
+                cameras=tuple(value["cameras"]),
+                image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
+                fit=value["fit"],
+                prompt_template=value["prompt_template"],
+                window=int(value["window"]),
+                chunk=int(value["chunk"]),
+                fps=float(value["fps"]),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"transforms.json is damaged: {error!r}") from error

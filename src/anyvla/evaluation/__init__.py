@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: rollouts, statistics, comparison, the report page."""

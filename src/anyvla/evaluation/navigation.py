@@ -1,0 +1,197 @@
+"""``evaluate_nav``: a policy or the expert in unseen navigation worlds, counted, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from anyvla.checkpoint import Which, resolve_checkpoint
+from anyvla.config import PolicyConfig
+from anyvla.errors import AnyVLAError
+from anyvla.evaluation.rollouts import rollout_expert, rollout_policy
+from anyvla.evaluation.statistics import compare_paired, percentiles, wilson_interval
+from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
+from anyvla.policies.policy import Policy
+from anyvla.progress import progress_bar
+
+IMAGE_SIZE = (126, 224)  # rendered, then brought to the policy's size by its transforms
+
+
+def evaluate_nav(
+    run: Path | None,
+    *,
+    scenario: str = "1box",
+    episodes: int = 100,
+    seed: int = 0,
+    probe: Probe = "none",
+    checkpoint: Which = "last",
+    execution: PolicyConfig | None = None,
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    workers: int = 2,
+    log: Path | None = None,
+    description: str = "evaluate",
+) -> dict[str, Any]:
+    """Evaluate the policy of ``run`` (None: the expert) and return the result file's content.
+
+    Args:
+        scenario: see ``select_scenarios``. seed: of the worlds, see ``nav_tasks``.
+        execution: instead of the run's own. workers: simulation processes.
+        log: a file that gets every finished episode at once; if it holds episodes of this very evaluation already, they
+            are not driven again.
+
+    Raises:
+        CheckpointError, SimulationError, ConfigError.
+    """
+    began = time.perf_counter()
+    tasks = nav_tasks(scenario, episodes, seed, probe)
+    about: dict[str, Any] = {
+        "policy": "expert" if run is None else str(run),
+        "checkpoint": None if run is None else _fingerprint(resolve_checkpoint(run, checkpoint)),
+        "env": "nav",
+        "scenario": scenario,
+        "episodes": episodes,
+        "seed": seed,
+        "probe": probe,
+    }
+    policy = None
+    if run is not None:
+        policy = Policy.load(run, checkpoint=checkpoint, config=execution)
+        about |= {"execution": policy.config.model_dump(mode="json"), "image_size": list(image_size)}
+    results = _read_log(log, about) if log else []
+    done = {result.index for result in results}
+    with progress_bar(description, len(tasks), done=len(done)) as bar:
+
+        def on_result(result: EpisodeResult) -> None:
+            results.append(result)
+            if log:
+                with log.open("a") as file:
+                    file.write("\n" + json.dumps(result.to_dict()))  # first the newline: it ends a line that was cut short
+            bar.advance(note=f"{sum(r.success for r in results)}/{len(results)}")
+
+        rest = [task for task in tasks if task.index not in done]
+        seconds: list[float] = []
+        if rest and policy is not None:
+            seconds = rollout_policy(policy, rest, image_size=image_size, workers=workers, on_result=on_result)
+        elif rest:
+            rollout_expert(rest, workers=workers, on_result=on_result)
+    return {**about, **summarize(results), "seconds": time.perf_counter() - began} | (
+        {"policy_call_ms": {name: 1e3 * value for name, value in percentiles(seconds).items()}} if seconds else {}
+    )
+
+
+def film_nav(
+    run: Path, result: dict[str, Any], checkpoint: Which = "last", *, each: int = 3, indices: list[int] | None = None
+) -> list[EpisodeResult]:
+    """Drive some episodes of an evaluation again, and keep what the policy saw in ``frames``.
+
+    Args:
+        result: what ``evaluate_nav`` returned for ``run``. each: successes, and failures, to film; the first ones.
+        indices: film these episodes instead.
+    """
+    if indices is None:
+        outcomes = [[r["index"] for r in result["results"] if r["success"] == success] for success in (True, False)]
+        indices = outcomes[0][:each] + outcomes[1][:each]
+    tasks = nav_tasks(result["scenario"], result["episodes"], result["seed"], result["probe"])
+    films: list[EpisodeResult] = []
+    policy = Policy.load(run, checkpoint=checkpoint, config=PolicyConfig.model_validate(result["execution"]))
+    rollout_policy(
+        policy,
+        [tasks[i] for i in indices],
+        image_size=tuple(result["image_size"]),
+        keep_frames=True,
+        on_result=films.append,
+    )
+    return sorted(films, key=lambda film: film.index)
+
+
+def summarize(results: list[EpisodeResult]) -> dict[str, Any]:
+    """Counts, intervals and the episodes themselves, in the order of their indices."""
+    results = sorted(results, key=lambda result: result.index)
+    return {
+        **_rate(results),
+        "failures": dict(Counter(result.failure for result in results if result.failure).most_common()),
+        "passed_as_told": sum(result.passed_as_told for result in results),
+        "per_scenario": _rates_by(results, "scenario"),
+        "per_split": _rates_by(results, "split"),
+        "safety_stops": sum(result.stops for result in results),
+        "seeds": [result.seed for result in results],
+        "results": [result.to_dict() for result in results],
+        "machine": machine(),
+    }
+
+
+def _rate(results: list[EpisodeResult]) -> dict[str, Any]:
+    successes = sum(result.success for result in results)
+    return {
+        "successes": successes,
+        "episodes": len(results),
+        "wilson95": list(wilson_interval(successes, len(results))),
+    }
+
+
+def _rates_by(results: list[EpisodeResult], attribute: str) -> dict[str, Any]:
+    names = sorted({getattr(result, attribute) for result in results})
+    return {name: _rate([result for result in results if getattr(result, attribute) == name]) for name in names}
+
+
+def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Paired comparison of two result files on the same worlds.
+
+    Raises AnyVLAError where the worlds differ.
+    """
+    keys = ("scenario", "seed")
+    worlds = [[[result[key] for key in keys] for result in file["results"]] for file in (a, b)]
+    if worlds[0] != worlds[1]:
+        raise AnyVLAError("the two results are not of the same worlds: evaluate both with the same scenario, episodes and seed")
+    outcomes = [[result["success"] for result in file["results"]] for file in (a, b)]
+    return {"a": a["policy"], "b": b["policy"], "episodes": len(outcomes[0]), **asdict(compare_paired(*outcomes))}
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware that a number was measured with."""
+    import os
+    from importlib.metadata import version
+
+    import psutil
+
+    packages = ("anyvla", "torch", "transformers", "mujoco", "numpy", "gymnasium")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of a checkpoint's weights."""
+    digest = hashlib.sha256()
+    with (folder / "model.safetensors").open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _read_log(log: Path, about: dict[str, Any]) -> list[EpisodeResult]:
+    """The finished episodes of this evaluation; a log of another one is begun anew."""
+    header = json.dumps({key: value for key, value in about.items() if key != "policy"}, sort_keys=True)
+    lines = log.read_text().splitlines() if log.exists() else []
+    if not lines or lines[0] != header:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(header)
+        return []
+    results = {}
+    for line in lines[1:]:
+        try:
+            result = EpisodeResult.from_dict(json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue  # the line that was being written when the process died
+        results[result.index] = result
+    return list(results.values())

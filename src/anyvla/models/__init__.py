@@ -1,0 +1,1 @@
+"""A policy is a backbone x a structure x a head: VLA puts them together."""

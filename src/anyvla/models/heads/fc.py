@@ -1,0 +1,27 @@
+"""FC head: a multi-layer perceptron on the features of one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from anyvla.actions import ActionSpec
+from anyvla.config import FCHeadConfig
+from anyvla.models.heads.base import Head
+from anyvla.models.heads.trunk import ActionTrunk, Mlp
+
+
+class FCHead(Head):
+    """Linear DQ -> DQ/2, ReLU, -> hidden Q, then the trunk; each step of a window for itself."""
+
+    def __init__(
+        self, config: FCHeadConfig, width: int, queries: int, spec: ActionSpec, window: int, chunk: int, bounded: bool
+    ) -> None:
+        super().__init__()
+        self.history = 1
+        size = width * queries
+        self.mlp = nn.Sequential(Mlp(size, [size // 2], config.hidden * queries), nn.ReLU())
+        self.trunk = ActionTrunk(config.hidden * queries, config.trunk, spec, chunk, bounded)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.trunk(self.mlp(features.flatten(2)))

@@ -1,0 +1,1 @@
+"""The run-time side: Policy, execution of chunks, safety filter."""

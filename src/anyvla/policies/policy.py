@@ -1,0 +1,172 @@
+"""Policy: what a robot or a simulator holds.
+
+    policy = Policy.load("runs/nav")
+    policy.reset("Pass the box on the left and stop in front of the bottle.")
+    while driving:
+        action = policy.act({"front": image})          # (A,) in robot units
+
+Several robots share one model: each has a ``Session`` from ``policy.start``, and ``policy.act_batch`` runs them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from anyvla.checkpoint import Checkpoint, Which, load_checkpoint
+from anyvla.config import PolicyConfig
+from anyvla.data.transforms import Transforms
+from anyvla.errors import AnyVLAError
+from anyvla.models.heads.base import HeadState
+from anyvla.models.losses import sample_actions
+from anyvla.models.vla import VLA
+from anyvla.policies.execution import Execution, make_execution
+from anyvla.policies.safety import SafeAction, SafetyFilter
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Exactly what to feed a policy and what comes out.
+
+    Attributes:
+        cameras: names of the images, (H, W, 3) uint8 RGB of any size. image_size: (h, w) that they are brought to.
+        instruction: an example of the prompt that the model reads. action: see ActionSpec.to_dict. chunk: L. window: H.
+        fps: control steps per second that it was trained with.
+    """
+
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    instruction: str
+    action: dict[str, Any]
+    window: int
+    chunk: int
+    fps: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Session:
+    """One robot's episode: its instruction, the model's state, the chunk in execution, the safety filter."""
+
+    prompt: str
+    state: HeadState
+    execution: Execution
+    safety: SafetyFilter
+    chunk: np.ndarray | None = None  # (L, A) robot units, as last predicted
+    last: SafeAction | None = None  # what came out last, with the reason where it is a stop
+
+
+class Policy:
+    """A loaded model with everything around it that turns images into robot actions."""
+
+    def __init__(self, model: VLA, transforms: Transforms, config: PolicyConfig) -> None:
+        self.transforms = transforms
+        self.config = config
+        self._model = model.eval()
+        self._device = model.backbone.queries.device
+        self._session: Session | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, checkpoint: Which = "last", device: str = "auto", config: PolicyConfig | None = None
+    ) -> Policy:
+        """Load a run or a checkpoint folder.
+
+        Args:
+            device: ``auto`` takes a GPU where there is one. config: execution and safety, instead of the run's own.
+
+        Raises:
+            CheckpointError: nothing loadable there.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded: Checkpoint = load_checkpoint(Path(path), checkpoint, device)
+        return cls(loaded.model, loaded.transforms, config or loaded.config.policy)
+
+    def spec(self) -> PolicySpec:
+        transforms = self.transforms
+        return PolicySpec(
+            cameras=transforms.cameras,
+            image_size=transforms.image_size,
+            instruction=transforms.prompt("stop in front of the bottle"),
+            action=transforms.spec.to_dict(),
+            window=transforms.window,
+            chunk=transforms.chunk,
+            fps=transforms.fps,
+        )
+
+    def start(self, instruction: str) -> Session:
+        """Begin an episode of one robot."""
+        safety = self.config.safety
+        return Session(
+            self.transforms.prompt(instruction),
+            self._model.init_state(1),
+            make_execution(self.config.execution),
+            SafetyFilter(
+                self.transforms.spec,
+                1 / self.transforms.fps,
+                rate_limit=safety.rate_limit,
+                max_observation_age=safety.max_observation_age,
+                max_action_age=safety.max_action_age,
+            ),
+        )
+
+    def reset(self, instruction: str) -> None:
+        """Begin an episode of the one robot that ``act`` drives."""
+        self._session = self.start(instruction)
+
+    def act(self, images: Mapping[str, np.ndarray], *, observation_age: float = 0.0) -> np.ndarray:
+        """One control step: camera -> (H, W, 3) uint8 RGB -> (A,) float32 in robot units, made safe.
+
+        Args:
+            observation_age: seconds since the images were taken.
+
+        Raises:
+            DataError: a camera is missing or its image has the wrong dtype or shape. AnyVLAError: ``reset`` was not called.
+        """
+        if self._session is None:
+            raise AnyVLAError("call reset(instruction) before act")
+        return self.act_batch([self._session], [images], observation_ages=[observation_age])[0]
+
+    @torch.inference_mode()
+    def act_batch(
+        self,
+        sessions: Sequence[Session],
+        images: Sequence[Mapping[str, np.ndarray]],
+        *,
+        observation_ages: Sequence[float] | None = None,
+    ) -> list[np.ndarray]:
+        """``act`` for several episodes in one forward pass; the sessions' states move on by one step."""
+        ages = observation_ages or [0.0] * len(sessions)
+        # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
+        every_frame = self._model.head.history > 1
+        due = [i for i, session in enumerate(sessions) if every_frame or session.execution.needs_chunk()]
+        if due:
+            self._predict([sessions[i] for i in due], [images[i] for i in due])
+        actions = []
+        for session, age in zip(sessions, ages, strict=True):
+            action = session.execution.action(session.chunk)
+            session.last = session.safety.filter(action, observation_age=age)
+            actions.append(session.last.action)
+        return actions
+
+    def _predict(self, sessions: Sequence[Session], images: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Run the model once; leaves each session its new chunk (robot units) and state."""
+        transforms = self.transforms
+        frames = [transforms.images(observation) for observation in images]
+        batch = {
+            camera: torch.from_numpy(np.stack([frame[camera] for frame in frames])).permute(0, 3, 1, 2).to(self._device)
+            for camera in transforms.cameras
+        }
+        state = HeadState.cat([session.state for session in sessions])
+        raw, state = self._model.step(batch, [session.prompt for session in sessions], state)
+        chunks = transforms.normalizer.denormalize(sample_actions(raw.float(), transforms.spec).cpu().numpy())
+        for session, chunk, part in zip(sessions, chunks, state.split(), strict=True):
+            session.chunk, session.state = chunk, part

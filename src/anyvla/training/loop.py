@@ -1,0 +1,351 @@
+"""``train``: from settings to a run folder with checkpoints, on CPU, one GPU or many."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from anyvla.batch import Batch
+from anyvla.checkpoint import (
+    build_model,
+    load_checkpoint,
+    publish_checkpoint,
+    resolve_checkpoint,
+    save_model,
+    write_atomically,
+)
+from anyvla.config import Config, parse_config
+from anyvla.data.dataset import WindowDataset, collate
+from anyvla.data.prepare import PreparedData, prepare_data
+from anyvla.data.sampler import Item, WindowSampler
+from anyvla.data.transforms import Transforms
+from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
+from anyvla.models.losses import action_loss, sample_actions
+from anyvla.models.vla import VLA
+from anyvla.progress import Bar, progress_bar
+from anyvla.training.optimizer import learning_rate, make_optimizer
+from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_step
+from anyvla.training.tracking import MetricsFile
+
+# settings that may differ when a run goes on: they change neither the model nor the path it takes
+_MAY_CHANGE = {
+    "out", "data.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
+    "training.save_every", "training.trackers", "training.validation_windows",
+}  # fmt: skip
+
+_SHORT = {"learning_rate": "lr", "grad_norm": "grad", "frames_per_second": "frames/s"}  # names in the lines for people
+
+
+class TrainingError(AnyVLAError):
+    """Training cannot go on; the last checkpoint stays."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped the run; everything up to the last step is saved."""
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train ``config.out``; returns it.
+
+    Args:
+        resume: go on from the last checkpoint of ``config.out`` as if the run had never stopped; start if there is none.
+
+    Raises:
+        ConfigError: the folder holds another run. DataError: the data cannot be used.
+        TrainingError: a loss or gradient is not finite. Interrupted: after Ctrl-C or SIGTERM, with the last step saved.
+    """
+    run = config.out
+    accelerator = _make_accelerator(config)
+    resume_from = _check_run_folder(config, resume)
+    if resume_from is not None and saved_step(resume_from) >= config.training.steps:
+        return run
+    data = prepare_data(config)
+    torch.manual_seed(config.seed)
+    model = build_model(config, data.transforms)
+    optimizer = make_optimizer(model, config.training)
+    sampler = WindowSampler(
+        len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+    )
+    torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs from process to process
+    progress = {"step": 0, "best": math.inf, "windows": len(data.train)}
+    if resume_from is not None:
+        model.load_state_dict(load_checkpoint(resume_from).model.state_dict())
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if resume_from is not None:
+        progress = load_optimizer(resume_from, optimizer)
+        if progress["windows"] != len(data.train):
+            raise ConfigError(f"{run}: the data have changed since ({progress['windows']} windows then, {len(data.train)} now)")
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(progress["scaler"])
+        load_rng(resume_from / "training_state", accelerator.process_index)
+    if accelerator.is_main_process:
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / "config.yaml", config.to_yaml())
+        write_atomically(run / "data.json", json.dumps(data.summary(), indent=1))
+        _say_start(model, data, accelerator)
+    loop = _Loop(config, accelerator, wrapped, optimizer, data, sampler, progress)
+    loop.run()
+    accelerator.end_training()
+    return run
+
+
+def _make_accelerator(config: Config) -> Accelerator:
+    precision = "no" if config.training.precision == "fp32" else config.training.precision
+    if "tensorboard" in config.training.trackers:
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "tensorboard") from error
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.training.accumulation,
+        log_with=list(config.training.trackers) or None,
+        project_dir=str(config.out),
+    )
+    if config.training.trackers:
+        accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def _check_run_folder(config: Config, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None to start; a run is never overwritten."""
+    run = config.out
+    if not (run / "checkpoints.json").exists():
+        return None
+    if not resume:
+        raise ConfigError(f"{run} already holds a run: --resume goes on with it, out=FOLDER starts another")
+    saved = parse_config((run / "config.yaml").read_text(), where=str(run / "config.yaml"))
+    differences = [
+        f"{key} ({before!r} then, {now!r} now)"
+        for key, before, now in _differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
+        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    ]
+    if differences:
+        raise ConfigError(f"{run} was begun with other settings: {'; '.join(differences)}")
+    return resolve_checkpoint(run, "last")
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    elif before != now:
+        yield path, before, now
+
+
+def _say_start(model: VLA, data: PreparedData, accelerator: Accelerator) -> None:
+    towers = {name: sum(p.numel() for p in parameters) for name, parameters in model.backbone.towers().items()}
+    towers["head"] = sum(p.numel() for p in model.head.parameters())
+    sizes = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in towers.items())
+    accelerator.print(
+        f"model: {sum(towers.values()) / 1e6:.2f} M parameters ({sizes}) on {accelerator.device}\n"
+        f"data:  {len(data.train.episodes)} episodes, {len(data.train)} windows; "
+        f"{len(data.validation.episodes) if data.validation else 0} episodes held out; {len(data.problems)} skipped"
+    )
+
+
+class _Loop:
+    """The state of one run; ``run`` reads from top to bottom."""
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: Any,
+        data: PreparedData,
+        sampler: WindowSampler,
+        progress: dict[str, Any],
+    ) -> None:
+        self.config, self.settings = config, config.training
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.data, self.sampler = data, sampler
+        self.step: int = progress["step"]
+        self.best: float = progress["best"]
+        self.metrics = MetricsFile(config.out / "metrics.jsonl", self.step) if accelerator.is_main_process else None
+
+    def run(self) -> None:
+        settings = self.settings
+        self.sampler.batch_number = self.step * settings.accumulation
+        batches = iter(_loader(self.data.train, self.sampler, self.config.data.workers))
+        first, began = self.step, time.perf_counter()
+        self.model.train()
+        with _stop_on_signals() as stop, progress_bar("train", settings.steps, done=self.step) as bar:
+            while self.step < settings.steps:
+                rate = learning_rate(self.step, settings)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                loss, norm = self._optimizer_step(batches)
+                self.step += 1
+                frames = (self.step - first) * settings.batch_size * settings.accumulation * self.data.transforms.window
+                per_second = frames * self.accelerator.num_processes / (time.perf_counter() - began)
+                bar.advance(note=f"loss {loss:.4f}")
+                if self._due(settings.log_every):
+                    self._log(bar, {"loss": loss, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
+                better = self._due(settings.validate_every) and self._validate(bar)
+                if better or self._due(settings.save_every) or stop:
+                    self._save(better)
+                if stop:
+                    raise Interrupted(f"stopped at step {self.step} of {settings.steps}; --resume goes on from there")
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
+
+    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """One optimiser step over all its forward passes; the mean loss and the gradient's norm before clipping."""
+        total, norm = 0.0, 0.0
+        for _ in range(self.settings.accumulation):
+            batch = next(batches).to(self.accelerator.device)
+            with self.accelerator.accumulate(self.model):
+                with self.accelerator.autocast():
+                    raw = self.model(batch.images, batch.prompts)
+                loss, _ = action_loss(raw, batch.actions, batch.action_mask, self.data.transforms.spec, self.config.model.loss)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the loss is {value} at step {self.step + 1}, in the batch of {', '.join(batch.names)}; "
+                        "the last checkpoint stays as it was"
+                    )
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
+                    if not math.isfinite(norm) and self.accelerator.scaler is None:
+                        raise TrainingError(
+                            f"the gradient's norm is {norm} at step {self.step + 1}, in the batch of {', '.join(batch.names)}; "
+                            "the last checkpoint stays as it was"
+                        )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            total += value / self.settings.accumulation
+        return total, norm
+
+    def _validate(self, bar: Bar) -> bool:
+        """Measure on held-out episodes; whether the loss is the lowest so far."""
+        if self.data.validation is None:
+            return False
+        loader = _validation_loader(
+            self.data.validation, self.config, self.accelerator.process_index, self.accelerator.num_processes
+        )
+        values = validate(self.model, loader, self.data.transforms, self.config, self.accelerator)
+        self._log(bar, {f"validation/{name}": value for name, value in values.items()})
+        better = values["loss"] < self.best
+        self.best = min(self.best, values["loss"])
+        return better
+
+    def _log(self, bar: Bar, values: dict[str, float]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(self.step, values)
+            shown = "  ".join(f"{_SHORT.get(name, name)} {value:.4g}" for name, value in values.items())
+            bar.print(f"step {self.step}/{self.settings.steps}  {shown}")
+        self.accelerator.log(values, step=self.step)
+
+    def _save(self, best: bool) -> None:
+        name = f"step-{self.step:07d}"
+        partial = self.config.out / "checkpoints" / f".{name}.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            save_model(partial, self.config, self.data.transforms, self.accelerator.unwrap_model(self.model))
+            scaler = self.accelerator.scaler
+            progress = {
+                "step": self.step,
+                "best": self.best,
+                "windows": len(self.data.train),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            save_optimizer(partial / "training_state", self.optimizer, progress)
+        self.accelerator.wait_for_everyone()
+        save_rng(partial / "training_state", self.accelerator.process_index)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            publish_checkpoint(self.config.out, partial, name, best)
+
+
+@torch.no_grad()
+def validate(
+    model: torch.nn.Module, loader: DataLoader, transforms: Transforms, config: Config, accelerator: Accelerator
+) -> dict[str, float]:
+    """Loss over ``loader``, and the mean absolute error (binary: accuracy) of every dimension in robot units.
+
+    ``first/...`` is that of the first action of the last step's chunk: what a robot would do.
+    """
+    spec = transforms.spec
+    sums = torch.zeros(2 * len(spec) + 1, device=accelerator.device, dtype=torch.float64)
+    counts = torch.zeros_like(sums)
+    model.eval()
+    for batch in loader:
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast():
+            raw = model(batch.images, batch.prompts)
+        loss, _ = action_loss(raw, batch.actions, batch.action_mask, spec, config.model.loss)
+        weight = batch.action_mask.sum()
+        sums[0] += loss * weight
+        counts[0] += weight
+        predicted = transforms.normalizer.denormalize(sample_actions(raw.float(), spec).cpu().numpy())
+        target = transforms.normalizer.denormalize(batch.actions.cpu().numpy())
+        error = torch.from_numpy(abs(predicted - target)).to(sums)
+        error[..., torch.from_numpy(spec.binary)] = 1 - error[..., torch.from_numpy(spec.binary)]  # accuracy
+        mask = batch.action_mask[..., None].to(sums)
+        sums[1 : len(spec) + 1] += (error * mask).sum((0, 1, 2))
+        counts[1 : len(spec) + 1] += mask.sum()
+        sums[len(spec) + 1 :] += (error[:, -1, 0] * mask[:, -1, 0]).sum(0)
+        counts[len(spec) + 1 :] += mask[:, -1, 0].sum()
+    model.train()
+    sums, counts = accelerator.reduce(sums), accelerator.reduce(counts)
+    means = (sums / counts.clamp(min=1)).tolist()
+    kinds = ["accuracy" if dim.kind == "binary" else "error" for dim in spec.dims]
+    names = [f"{kind}/{dim.name}" for kind, dim in zip(kinds, spec.dims, strict=True)]
+    return dict(zip(["loss", *names, *(f"first/{name}" for name in names)], means, strict=True))
+
+
+def _loader(dataset: WindowDataset, batches: Any, workers: int) -> DataLoader:
+    # a generator of its own: making an iterator must not touch the one that dropout draws from
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _validation_loader(dataset: WindowDataset, config: Config, rank: int, world_size: int) -> DataLoader:
+    """The same windows every time, spread evenly over the held-out episodes and over the processes."""
+    count = min(len(dataset), config.training.validation_windows)
+    items = [Item(0, i * len(dataset) // count) for i in range(count)][rank::world_size]
+    size = config.training.batch_size
+    return _loader(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """A list that holds the signal once Ctrl-C or SIGTERM has come; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's business
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from anyvla.actions import ARM7, NAV2, NAV3
+from anyvla.data.scenarios import SCENARIOS, scenario_in, select_scenarios
+from anyvla.data.sources.mobile_h5 import MobileH5Source
+from anyvla.data.writers import write_mobile_h5
+from anyvla.errors import ConfigError, DataError
+from tests.conftest import write_episode
+
+
+def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 20, 30, 3), dtype=np.uint8)
+    actions = rng.uniform(-1.15, 1.15, (7, 3)).astype(np.float32)
+    events = ["episode_start"] + ["start_action"] * 6
+    write_mobile_h5(tmp_path / "a.h5", images, actions, "병 앞에 멈춰.", fps=2.5, events=events, scenario="1box_vert_left")
+    episode = MobileH5Source(tmp_path / "a.h5", NAV3).episode(0)
+    assert (episode.length, episode.fps, episode.instruction) == (7, 2.5, "병 앞에 멈춰.")
+    assert episode.scenario == SCENARIOS["1box_vert_left"]
+    assert episode.events == {"episode_start": 1, "start_action": 6}
+    np.testing.assert_array_equal(episode.actions, actions)
+    np.testing.assert_array_equal(episode.read(2, 5, ["front"])["front"], images[2:5])
+
+
+def test_the_file_has_the_published_layout(tmp_path: Path) -> None:
+    write_episode(tmp_path / "a.h5", events=["start_action"] * 18)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["images"].dtype == np.uint8
+        assert file["images"].shape == (18, 36, 64, 3)
+        assert file["actions"].dtype == np.float32
+        assert file["actions"].shape == (18, 3)
+        assert file["language_instruction"].shape == (1,)
+        assert file["language_instruction"][0] == b"Pass the box on the left."
+        assert file["action_event_types"].shape == (18,)
+        assert set(file.attrs) == {"fps", "robot", "scenario", "schema_version"}
+
+
+def test_nav2_takes_the_first_two_dimensions(tmp_path: Path) -> None:
+    actions = np.tile([0.1, 0.2, 0.3], (18, 1))
+    write_episode(tmp_path / "a.h5", actions=actions)
+    np.testing.assert_allclose(MobileH5Source(tmp_path, NAV2).episode(0).actions, actions[:, :2], atol=1e-7)
+
+
+def test_without_a_sentence_the_scenario_in_the_name_says_it(tmp_path: Path) -> None:
+    write_episode(tmp_path / "episode_20260129_010422_1box_hori_left_core_medium.h5", instruction=None)
+    episode = MobileH5Source(tmp_path, NAV2).episode(0)
+    assert episode.instruction == "Navigate around the obstacle on the left and stop in front of the bottle."
+
+
+def test_scenarios_are_found_in_names_and_by_pattern() -> None:
+    assert len(SCENARIOS) == 8
+    assert scenario_in("x_2box_vert_right_y.h5") == SCENARIOS["2box_vert_right"]
+    assert scenario_in("x_21box_vert_right_y.h5") is None
+    assert len(select_scenarios("all")) == 8
+    assert {s.name for s in select_scenarios("2box_left")} == {"2box_hori_left", "2box_vert_left"}
+    with pytest.raises(ConfigError, match="no scenario matches"):
+        select_scenarios("3box")
+
+
+def test_a_source_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    write_episode(tmp_path / "a.h5")
+    source = MobileH5Source(tmp_path, NAV2)
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301  our own bytes
+    np.testing.assert_array_equal(
+        again.episode(0).read(0, 1, ["front"])["front"], source.episode(0).read(0, 1, ["front"])["front"]
+    )
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _rewrite(key: str, value: object):
+    def damage(path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            del file[key]
+            if value is not None:
+                file[key] = value
+
+    return damage
+
+
+def _actions(frame: int, value: float) -> np.ndarray:
+    actions = np.zeros((18, 3), np.float32)
+    actions[frame, 1] = value
+    return actions
+
+
+DAMAGES = {
+    "truncated": (_truncate, "damaged HDF5 file"),
+    "not_hdf5": (lambda path: path.write_text("hello"), "not an HDF5 file"),
+    "empty_file": (lambda path: path.write_bytes(b""), "not an HDF5 file"),
+    "no_images": (_rewrite("images", None), "no dataset 'images'"),
+    "no_actions": (_rewrite("actions", None), "no dataset 'actions'"),
+    "image_shape": (_rewrite("images", np.zeros((18, 8, 8), np.uint8)), r"'images': shape \(18, 8, 8\)"),
+    "image_dtype": (_rewrite("images", np.zeros((18, 8, 8, 3), np.float32)), "'images': dtype float32"),
+    "action_shape": (_rewrite("actions", np.zeros((18, 2), np.float32)), r"'actions': shape \(18, 2\)"),
+    "action_dtype": (_rewrite("actions", np.zeros((18, 3), np.int64)), "'actions': dtype int64"),
+    "lengths": (_rewrite("actions", np.zeros((17, 3), np.float32)), "18 images but 17 actions"),
+    "zero_length": (_rewrite("images", np.zeros((0, 8, 8, 3), np.uint8)), "no frames"),
+    "nan": (_rewrite("actions", _actions(5, np.nan)), "linear_y at frame 5 is nan"),
+    "out_of_range": (_rewrite("actions", _actions(7, 1.5)), r"linear_y at frame 7 is 1.5 m/s, outside \[-1.15, 1.15\]"),
+    "not_utf8": (_rewrite("language_instruction", np.array([b"\xff\xfe"])), "'language_instruction': not UTF-8"),
+    "no_sentence": (_rewrite("language_instruction", None), "no 'language_instruction', and no scenario"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_named_and_can_be_skipped(tmp_path: Path, name: str) -> None:
+    damage, message = DAMAGES[name]
+    write_episode(tmp_path / "good.h5")
+    damage(write_episode(tmp_path / "bad.h5"))
+    with pytest.raises(DataError, match=message) as caught:
+        MobileH5Source(tmp_path, NAV2)
+    assert "bad.h5" in str(caught.value)
+    source = MobileH5Source(tmp_path, NAV2, on_bad_episode="skip")
+    assert [source.episode(i).name for i in range(len(source))] == ["good.h5"]
+    assert [problem.episode for problem in source.problems] == ["bad.h5"]
+
+
+def test_a_key_of_nearly_the_right_name_is_pointed_out(tmp_path: Path) -> None:
+    path = write_episode(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        file.move("actions", "action")
+    with pytest.raises(DataError, match="did you mean 'action'"):
+        MobileH5Source(tmp_path, NAV2)
+
+
+def test_nothing_usable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        MobileH5Source(tmp_path / "nowhere", NAV2)
+    with pytest.raises(DataError, match=r"no \*\.h5"):
+        MobileH5Source(tmp_path, NAV2)
+    (tmp_path / "bad.h5").write_text("x")
+    with pytest.raises(DataError, match="none of the 1 episodes"):
+        MobileH5Source(tmp_path, NAV2, on_bad_episode="skip")
+
+
+def test_an_arm_spec_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no action dimension 'dx'"):
+        MobileH5Source(tmp_path, ARM7)
+
+
+def test_the_writer_refuses_what_a_reader_would_refuse(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="non-finite"):
+        write_episode(tmp_path / "a.h5", actions=np.full((18, 3), np.nan))
+    with pytest.raises(DataError, match="images must be"):
+        write_episode(tmp_path / "a.h5", images=np.zeros((18, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
