@@ -63,7 +63,7 @@ def _root(
 def demo(
     out: Annotated[Path, typer.Option(help="folder of everything the demo makes")] = Path("runs/demo"),
     seed: Seed = 0,
-    demonstrations: Annotated[int, typer.Option(min=2, help="expert episodes to train on")] = 480,
+    demonstrations: Annotated[int, typer.Option(min=2, help="expert episodes to train on")] = 520,
     steps: Annotated[int | None, typer.Option(min=1, help="training steps; the recipe's if not given")] = None,
     episodes: Annotated[int, typer.Option(min=1, help="unseen worlds per evaluation")] = 100,
     workers: Workers = 2,
@@ -88,6 +88,9 @@ def collect_nav_command(
     workers: Workers = 2,
 ) -> None:
     """Expert episodes in the built-in navigation world, as mobile_h5 files."""
+    from anyvla.simulation.gl import choose_backend
+
+    choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
     from anyvla.simulation.collect import collect_nav
 
     report = collect_nav(

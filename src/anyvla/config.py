@@ -48,6 +48,7 @@ class DataConfig(Settings):
     type: Literal["mobile_h5"] = Field("mobile_h5", description="format of the episodes")
     path: Path | None = Field(None, description="folder (or file) of the episodes")
     on_bad_episode: OnBadEpisode = Field("error", description="stop at a damaged episode, or skip and count it")
+    language: Literal["en", "ko"] = Field("en", description="of the sentence made from a scenario, where an episode has none")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of the episodes held out")
     cache: Path | None = Field(None, description="folder of the frame cache; ~/.cache/anyvla if null")
     workers: int = Field(0, ge=0, description="processes that load batches; 0 loads them in the training process")
@@ -331,6 +332,8 @@ def _explain(error: ValidationError, tree: Any) -> list[str]:
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = f"unknown key{did_you_mean(str(mistake['loc'][-1]), _keys_at(mistake['loc'][:-1]))}"
+        elif mistake["type"] == "union_tag_not_found":
+            message = "a section with a choice needs its type"
         elif mistake["type"] == "union_tag_invalid":
             message = f"unknown type {mistake['ctx']['tag']!r}; known: {mistake['ctx']['expected_tags']}"
         elif mistake["type"] not in ("value_error", "missing"):

@@ -33,7 +33,7 @@ def run_demo(
     out: Path,
     *,
     seed: int = 0,
-    demonstrations: int = 480,
+    demonstrations: int = 520,
     steps: int | None = None,
     episodes: int = 100,
     workers: int = 2,
@@ -44,11 +44,12 @@ def run_demo(
         demonstrations: expert episodes to train on. steps: optimiser steps, the recipe's if None.
         episodes: unseen worlds per evaluation.
     """
-    from anyvla.simulation.collect import collect_nav
     from anyvla.simulation.gl import choose_backend
+
+    choose_backend()  # at once: without OpenGL nothing else is worth beginning, and MuJoCo does not even import
+    from anyvla.simulation.collect import collect_nav
     from anyvla.training.loop import train
 
-    choose_backend()  # at once: without OpenGL nothing else is worth beginning
     out.mkdir(parents=True, exist_ok=True)
     stages = _Stages(out / "stages.json")
     with stages.time("collect"):

@@ -52,6 +52,8 @@ def test_without_a_sentence_the_scenario_in_the_name_says_it(tmp_path: Path) -> 
     write_episode(tmp_path / "episode_20260129_010422_1box_hori_left_core_medium.h5", instruction=None)
     episode = MobileH5Source(tmp_path, NAV2).episode(0)
     assert episode.instruction == "Navigate around the obstacle on the left and stop in front of the bottle."
+    korean = MobileH5Source(tmp_path, NAV2, language="ko").episode(0)
+    assert korean.instruction == "장애물을 왼쪽으로 돌아서 병 앞에 멈춰."
 
 
 def test_scenarios_are_found_in_names_and_by_pattern() -> None:

@@ -109,7 +109,7 @@ def evaluation(
         for task in nav_tasks(scenario, n, 0, probe)
     ]
     result = {"policy": "runs/a", "checkpoint": "0123abcd", "env": "nav", "scenario": scenario, "episodes": n, "seed": 0}
-    result |= {"probe": probe, **summarize(episodes), "seconds": 12.5, **about}
+    result |= {"probe": probe, **summarize(episodes), "wall_time_s": 12.5, **about}
     return Evaluation(name, result, kept=[one for one in episodes if one.frames])
 
 
@@ -132,7 +132,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
     mixed = (None, None, None, "collision", "wrong_side", "stopped_short", None, "timeout")
     return page_of(
         tmp_path_factory.mktemp("full"),
-        evaluation("Policy", mixed, 100, frames=8, policy_call_ms={"p50": 41.2, "p95": 77.7, "p99": 120.4}),
+        evaluation("Policy", mixed, 100, frames=8, step_latency_ms={"p50": 41.2, "p95": 77.7, "p99": 120.4}),
         evaluation("Exchanged", (None, "wrong_side"), 100, frames=8, probe="swapped"),
         evaluation("Blind", (None, "wrong_side"), 100, probe="blind"),
         evaluation("Expert", n=100, policy="expert", checkpoint=None),

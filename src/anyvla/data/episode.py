@@ -24,11 +24,24 @@ class Problem:
 class Episode(Protocol):
     """One recorded episode of T frames."""
 
-    name: str  # unique in its source, and the same whenever the source is opened
-    fingerprint: str  # changes when the stored data change
-    length: int  # T
-    fps: float  # control steps per second
-    instruction: str
+    @property
+    def name(self) -> str:
+        """Unique in its source, and the same whenever the source is opened."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the stored data change."""
+
+    @property
+    def length(self) -> int:
+        """T."""
+
+    @property
+    def fps(self) -> float:
+        """Control steps per second."""
+
+    @property
+    def instruction(self) -> str: ...
 
     @property
     def actions(self) -> np.ndarray:

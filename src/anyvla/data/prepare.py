@@ -43,7 +43,7 @@ def open_source(config: DataConfig, spec_setting: str | dict) -> EpisodeSource:
     """The source that ``config`` names."""
     if config.path is None:
         raise ConfigError("data.path is not set: the folder of the episodes")
-    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode)
+    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode, config.language)
 
 
 def prepare_data(config: Config) -> PreparedData:

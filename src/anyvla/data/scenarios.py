@@ -26,10 +26,13 @@ class Scenario:
         """As in file names: ``1box_hori_left``."""
         return f"{self.boxes}box_{self.layout}_{self.side}"
 
-    def instruction(self, target: str = "bottle") -> str:
-        """The published sentence, used where an episode stores none."""
+    def instruction(self, language: Literal["en", "ko"] = "en") -> str:
+        """The sentence for an episode that stores none; the English one is the published one."""
+        if language == "ko":
+            side, plural = ("왼쪽" if self.side == "left" else "오른쪽"), ("들" if self.boxes > 1 else "")
+            return f"장애물{plural}을 {side}으로 돌아서 병 앞에 멈춰."
         obstacle = "obstacle" if self.boxes == 1 else "obstacles"
-        return f"Navigate around the {obstacle} on the {self.side} and stop in front of the {target}."
+        return f"Navigate around the {obstacle} on the {self.side} and stop in front of the bottle."
 
 
 def other_side(side: Side) -> Side:
@@ -41,7 +44,7 @@ SCENARIOS: dict[str, Scenario] = {
     for boxes in (1, 2)
     for layout in ("hori", "vert")
     for side in ("left", "right")
-    for scenario in [Scenario(boxes, layout, side)]  # type: ignore[arg-type]
+    for scenario in [Scenario(boxes, layout, side)]
 }
 
 

@@ -80,8 +80,8 @@ def evaluate_nav(
             seconds = rollout_policy(policy, rest, image_size=image_size, workers=workers, on_result=on_result)
         elif rest:
             rollout_expert(rest, workers=workers, on_result=on_result)
-    return {**about, **summarize(results), "seconds": time.perf_counter() - began} | (
-        {"policy_call_ms": {name: 1e3 * value for name, value in percentiles(seconds).items()}} if seconds else {}
+    return {**about, **summarize(results), "wall_time_s": time.perf_counter() - began} | (
+        {"step_latency_ms": {name: 1e3 * value for name, value in percentiles(seconds).items()}} if seconds else {}
     )
 
 
@@ -99,14 +99,17 @@ def film_nav(
         indices = outcomes[0][:each] + outcomes[1][:each]
     tasks = nav_tasks(result["scenario"], result["episodes"], result["seed"], result["probe"])
     films: list[EpisodeResult] = []
+    if not indices:
+        return films
     policy = Policy.load(run, checkpoint=checkpoint, config=PolicyConfig.model_validate(result["execution"]))
-    rollout_policy(
-        policy,
-        [tasks[i] for i in indices],
-        image_size=tuple(result["image_size"]),
-        keep_frames=True,
-        on_result=films.append,
-    )
+    with progress_bar("film", len(indices)) as bar:
+
+        def on_result(film: EpisodeResult) -> None:
+            films.append(film)
+            bar.advance()
+
+        chosen = [tasks[i] for i in indices]
+        rollout_policy(policy, chosen, image_size=tuple(result["image_size"]), keep_frames=True, on_result=on_result)
     return sorted(films, key=lambda film: film.index)
 
 

@@ -125,7 +125,9 @@ def _render(content: ReportContent) -> str:
         curves=_curves(content.metrics, content.config_yaml),
         speed=_training_speed(content.metrics),
         stages=_stages(content.stages),
-        latencies=[(one.name, one.result["policy_call_ms"]) for one in content.evaluations if one.result.get("policy_call_ms")],
+        latencies=[
+            (one.name, one.result["step_latency_ms"]) for one in content.evaluations if one.result.get("step_latency_ms")
+        ],
         data=content.data_summary,
         listed=LISTED,
         config_yaml=content.config_yaml,

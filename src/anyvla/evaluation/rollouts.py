@@ -159,7 +159,7 @@ def _work(connection: Connection, driver: str, settings: dict[str, Any], tasks: 
         connection.send(("done", None))
     except (BrokenPipeError, EOFError, ConnectionResetError):
         return  # the main process has gone
-    except AnyVLAError as error:
+    except (AnyVLAError, ImportError, RuntimeError) as error:  # the last two from MuJoCo and OpenGL
         connection.send(("error", str(error)))
 
 

@@ -29,7 +29,7 @@ class NavTask:
 
 
 def nav_tasks(scenarios: str, episodes: int, seed: int, probe: Probe = "none") -> list[NavTask]:
-    """``episodes`` unseen worlds, in turn over the matching scenarios; every second round of them says held-out sentences.
+    """``episodes`` unseen worlds, in turn over the matching scenarios; every second one of each says a held-out sentence.
 
     The same arguments give the same worlds whatever the probe, so that its results pair with those without it.
     """
@@ -44,7 +44,7 @@ def nav_tasks(scenarios: str, episodes: int, seed: int, probe: Probe = "none") -
         if probe == "swapped":
             # the two sides of a scenario share their worlds, so this changes the sentence and what counts as success
             scenario = SCENARIOS[Scenario(scenario.boxes, scenario.layout, other_side(scenario.side)).name]
-        split: Literal["train", "held_out"] = "held_out" if (i // len(chosen)) % 2 else "train"
+        split: Literal["train", "held_out"] = "held_out" if (i // len(chosen) + i % len(chosen)) % 2 else "train"
         tasks.append(NavTask(i, scenario.name, evaluation_seed(seed, i), split, probe == "blind"))
     return tasks
 

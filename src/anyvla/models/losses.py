@@ -27,7 +27,7 @@ def action_loss(
     keep = mask[..., None]
     raw, actions = raw.float().masked_fill(~keep, 0.0), actions.float().masked_fill(~keep, 0.0)
     total = raw.new_zeros(())
-    parts = {}
+    parts: dict[str, torch.Tensor] = {}
     if not binary.all():
         error = _continuous(raw[..., ~binary], actions[..., ~binary], config)
         parts[config.continuous] = _masked_mean(error, keep)

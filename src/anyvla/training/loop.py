@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 
 from anyvla.batch import Batch
@@ -79,7 +81,7 @@ def train(config: Config, resume: bool = False) -> Path:
         len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
     )
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs from process to process
-    progress = {"step": 0, "best": math.inf, "windows": len(data.train)}
+    progress = {"step": 0, "best": math.inf, "recent": [], "windows": len(data.train)}
     if resume_from is not None:
         model.load_state_dict(load_checkpoint(resume_from).model.state_dict())
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -103,17 +105,18 @@ def train(config: Config, resume: bool = False) -> Path:
 
 def _make_accelerator(config: Config) -> Accelerator:
     precision = "no" if config.training.precision == "fp32" else config.training.precision
-    if "tensorboard" in config.training.trackers:
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "tensorboard") from error
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_steps=config.training.accumulation,
-        log_with=list(config.training.trackers) or None,
-        project_dir=str(config.out),
-    )
+    if "tensorboard" in config.training.trackers and importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError("tensorboard", "tensorboard")
+    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            gradient_accumulation_steps=config.training.accumulation,
+            log_with=list(config.training.trackers) or None,
+            project_dir=str(config.out),
+        )
+    except ValueError as error:  # fp16 without a GPU, bf16 on one that lacks it
+        raise ConfigError(f"training.precision={config.training.precision} does not run here: {error}") from error
     if config.training.trackers:
         accelerator.init_trackers("tensorboard")
     return accelerator
@@ -174,6 +177,7 @@ class _Loop:
         self.data, self.sampler = data, sampler
         self.step: int = progress["step"]
         self.best: float = progress["best"]
+        self.recent: list[float] = progress["recent"]  # losses since the last line of the log
         self.metrics = MetricsFile(config.out / "metrics.jsonl", self.step) if accelerator.is_main_process else None
 
     def run(self) -> None:
@@ -191,9 +195,12 @@ class _Loop:
                 self.step += 1
                 frames = (self.step - first) * settings.batch_size * settings.accumulation * self.data.transforms.window
                 per_second = frames * self.accelerator.num_processes / (time.perf_counter() - began)
+                self.recent.append(loss)
                 bar.advance(note=f"loss {loss:.4f}")
                 if self._due(settings.log_every):
-                    self._log(bar, {"loss": loss, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
+                    mean = sum(self.recent) / len(self.recent)
+                    self._log(bar, {"loss": mean, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
+                    self.recent.clear()
                 better = self._due(settings.validate_every) and self._validate(bar)
                 if better or self._due(settings.save_every) or stop:
                     self._save(better)
@@ -261,6 +268,7 @@ class _Loop:
             progress = {
                 "step": self.step,
                 "best": self.best,
+                "recent": self.recent,
                 "windows": len(self.data.train),
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }

@@ -13,7 +13,8 @@ from anyvla.config import TrainingConfig
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: weight matrices, which decay; norms, biases, embeddings and query tokens, which do not."""
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             last = name.rsplit(".", 1)[-1]

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,10 +57,15 @@ class MobileH5Episode:
 class MobileH5Source:
     """All ``*.h5`` and ``*.hdf5`` files below a folder, in the order of their names; or one such file."""
 
-    cameras = (CAMERA,)
+    cameras: tuple[str, ...] = (CAMERA,)
 
-    def __init__(self, path: Path, spec: ActionSpec, on_bad_episode: OnBadEpisode = "error") -> None:
+    def __init__(
+        self, path: Path, spec: ActionSpec, on_bad_episode: OnBadEpisode = "error", language: Literal["en", "ko"] = "en"
+    ) -> None:
         """Open and check every file; images are not decoded yet.
+
+        Args:
+            language: of the sentences that are made from scenarios, where a file stores none.
 
         Raises:
             DataError: no such folder, no episode in it, or (unless ``on_bad_episode`` is ``skip``) a damaged file.
@@ -84,7 +89,7 @@ class MobileH5Source:
         root = path.parent if path.is_file() else path
         for file in files:
             try:
-                self._episodes.append(_open_episode(file, file.relative_to(root).as_posix(), spec))
+                self._episodes.append(_open_episode(file, file.relative_to(root).as_posix(), spec, language))
             except DataError as error:
                 if on_bad_episode == "error":
                     raise DataError(f"{error} (on_bad_episode=skip leaves such episodes out)") from error
@@ -99,7 +104,7 @@ class MobileH5Source:
         return self._episodes[index]
 
 
-def _open_episode(path: Path, name: str, spec: ActionSpec) -> MobileH5Episode:
+def _open_episode(path: Path, name: str, spec: ActionSpec, language: Literal["en", "ko"]) -> MobileH5Episode:
     import h5py
 
     stat = path.stat()
@@ -126,7 +131,7 @@ def _open_episode(path: Path, name: str, spec: ActionSpec) -> MobileH5Episode:
         fingerprint=f"{stat.st_size}-{stat.st_mtime_ns}",
         length=len(actions),
         fps=_fps(path, attributes),
-        instruction=_instruction(path, texts.get("language_instruction"), scenario),
+        instruction=_instruction(path, texts.get("language_instruction"), scenario, language),
         scenario=scenario,
         events=_events(path, texts.get("action_event_types"), len(actions)),
         frame_shape=(shape[1], shape[2]),
@@ -171,7 +176,7 @@ def _fps(path: Path, attributes: dict[str, Any]) -> float:
     return fps
 
 
-def _instruction(path: Path, stored: Any, scenario: Scenario | None) -> str:
+def _instruction(path: Path, stored: Any, scenario: Scenario | None, language: Literal["en", "ko"]) -> str:
     if stored is not None:
         values = np.atleast_1d(stored)
         text = _text(path, "language_instruction", values[0]).strip() if len(values) else ""
@@ -179,7 +184,7 @@ def _instruction(path: Path, stored: Any, scenario: Scenario | None) -> str:
             return text
     if scenario is None:
         raise DataError(f"{path}: no 'language_instruction', and no scenario such as 1box_hori_left in the file's name")
-    return scenario.instruction()
+    return scenario.instruction(language)
 
 
 def _events(path: Path, stored: Any, length: int) -> dict[str, int]:

@@ -38,6 +38,9 @@ class Backbone(nn.Module):
         width: D, the width of its hidden states. image_size: (h, w) of the images it takes.
     """
 
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
     def __init__(
         self,
         model: PreTrainedModel,

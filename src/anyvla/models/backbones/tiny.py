@@ -177,15 +177,15 @@ class TinyVLMPreTrainedModel(PreTrainedModel):
         std = self.config.hidden_size**-0.5
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std if module.in_features == self.config.hidden_size else std / 2)
-            nn.init.zeros_(module.bias) if module.bias is not None else None
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         elif isinstance(module, VisionTower):
             nn.init.normal_(module.row_embedding, std=std)
             nn.init.normal_(module.column_embedding, std=std)
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class TinyVLMModel(TinyVLMPreTrainedModel):
@@ -201,7 +201,7 @@ class TinyVLMModel(TinyVLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.language_model.embed_tokens = value
 
     def forward(
@@ -235,7 +235,7 @@ class TinyVLMForConditionalGeneration(TinyVLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:

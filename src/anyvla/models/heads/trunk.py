@@ -32,6 +32,8 @@ class ActionTrunk(nn.Module):
     Continuous values pass through tanh where the normalisation bounds them to [-1, 1].
     """
 
+    order: torch.Tensor
+
     def __init__(self, width: int, hidden: Sequence[int], spec: ActionSpec, chunk: int, bounded: bool) -> None:
         super().__init__()
         self.chunk = chunk

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anyvla.config import PolicyConfig, load_config
+from anyvla.errors import AnyVLAError, CheckpointError, ConfigError
+from anyvla.evaluation.navigation import compare_results, evaluate_nav, film_nav
+from anyvla.evaluation.tasks import EpisodeResult, nav_tasks
+from anyvla.simulation.collect import collect_nav
+from anyvla.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that has seen a few episodes of the real simulator, for two steps."""
+    folder = tmp_path_factory.mktemp("nav")
+    collect_nav(folder / "data", "1box", 4, 0, (32, 48), workers=1)
+    overrides = [
+        f"out={folder / 'run'}",
+        f"data={{path: {folder / 'data'}, cache: {folder / 'cache'}}}",
+        "observation.image_size=[32,48]",
+        "model.backbone={type: tiny, width: 32, vision_layers: 1, language_layers: 1}",
+        "model.head={type: lstm, hidden: 16, trunk: [16]}",
+        "training={steps: 2, batch_size: 4}",
+    ]
+    return train(load_config("nav-tiny", overrides))
+
+
+def _evaluate(run: Path | None, **options):
+    return evaluate_nav(run, **{"episodes": 4, "seed": 3, "image_size": (32, 48), **options})
+
+
+def test_tasks_are_unseen_worlds_half_of_them_with_held_out_sentences() -> None:
+    tasks = nav_tasks("1box", 100, seed=7)
+    assert len({task.seed for task in tasks}) == 100
+    assert sum(task.split == "held_out" for task in tasks) == 50
+    for scenario in {task.scenario for task in tasks}:
+        splits = [task.split for task in tasks if task.scenario == scenario]
+        assert abs(splits.count("held_out") - splits.count("train")) <= 1
+    assert nav_tasks("1box", 100, seed=7) == tasks
+    swapped = nav_tasks("1box", 100, seed=7, probe="swapped")
+    for task, other in zip(tasks, swapped, strict=True):
+        assert (task.seed, task.split) == (other.seed, other.split)
+        assert {task.scenario.rsplit("_", 1)[1], other.scenario.rsplit("_", 1)[1]} == {"left", "right"}
+    assert all(task.blind for task in nav_tasks("1box", 3, seed=7, probe="blind"))
+    with pytest.raises(ConfigError, match="did you mean 'blind'"):
+        nav_tasks("1box", 3, seed=7, probe="blnd")
+    with pytest.raises(ConfigError, match="at least 1"):
+        nav_tasks("1box", 0, seed=7)
+
+
+def test_the_result_file_has_the_promised_fields(run: Path) -> None:
+    result = _evaluate(run)
+    json.dumps(result)
+    assert result["episodes"] == 4 == len(result["seeds"]) == len(result["results"])
+    assert result["successes"] + sum(result["failures"].values()) == 4
+    assert result["wilson95"][0] <= result["successes"] / 4 <= result["wilson95"][1]
+    assert sum(rate["episodes"] for rate in result["per_scenario"].values()) == 4
+    assert {"p50", "p95", "p99"} == result["step_latency_ms"].keys()
+    assert result["wall_time_s"] > 0
+    assert result["machine"]["torch"]
+
+
+def test_the_same_evaluation_gives_the_same_result(run: Path) -> None:
+    first, second = (_evaluate(run)["results"] for _ in range(2))
+    assert first == second
+
+
+def test_the_expert_drives_through_the_same_door() -> None:
+    result = _evaluate(None, episodes=8, scenario="all")
+    assert result["successes"] == 8
+    assert result["policy"] == "expert"
+
+
+def test_an_interrupted_evaluation_goes_on(run: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = _evaluate(run)
+    log = tmp_path / "log.jsonl"
+    _evaluate(run, log=log)
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed in the middle of the third line
+    driven = []
+    from anyvla.evaluation import navigation
+
+    original = navigation.rollout_policy
+
+    def count(policy, tasks, **options):
+        driven.extend(tasks)
+        return original(policy, tasks, **options)
+
+    monkeypatch.setattr(navigation, "rollout_policy", count)
+    again = _evaluate(run, log=log)
+    assert len(driven) == 2
+    assert [r["index"] for r in again["results"]] == [0, 1, 2, 3]
+    assert [r["seed"] for r in again["results"]] == whole["seeds"]
+    driven.clear()
+    _evaluate(run, log=log, seed=4)  # another evaluation does not take over what this one found
+    assert len(driven) == 4
+
+
+def test_films_hold_what_the_policy_saw(run: Path) -> None:
+    result = _evaluate(run)
+    films = film_nav(run, result, indices=[2])
+    assert [film.index for film in films] == [2]
+    assert len(films[0].frames) == films[0].steps
+    assert films[0].frames[0].shape == (32, 48, 3)
+    assert len(film_nav(run, result, each=1)) == (result["successes"] > 0) + (result["successes"] < 4)
+
+
+def test_execution_can_be_chosen(run: Path) -> None:
+    execution = PolicyConfig.model_validate({"execution": {"type": "receding", "steps": 3}})
+    assert _evaluate(run, execution=execution)["execution"]["execution"] == {"type": "receding", "steps": 3}
+
+
+def test_two_results_are_compared_world_by_world(run: Path) -> None:
+    policy, expert = _evaluate(run), _evaluate(None)
+    comparison = compare_results(policy, expert)
+    assert comparison["both"] + comparison["only_a"] == policy["successes"]
+    assert comparison["both"] + comparison["only_b"] == 4
+    with pytest.raises(AnyVLAError, match="not of the same worlds"):
+        compare_results(policy, _evaluate(None, seed=9))
+
+
+def test_what_is_no_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a run nor a checkpoint"):
+        _evaluate(tmp_path)
+
+
+def test_a_result_survives_json() -> None:
+    result = EpisodeResult(0, "1box_hori_left", 1, "train", "go", True, None, ["left"], 3, 0.1, [[0.0, 0.0, 0.0]], {}, 0)
+    assert EpisodeResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    assert result.passed_as_told

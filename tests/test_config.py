@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from anyvla.config import Config, Settings, json_schema, load_config, parse_config, recipe_names
+from anyvla.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_complete_and_survives_saving(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(config.to_yaml()) == config
+    assert load_config(f"recipes/{name}.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainin.steps=3", "trainin: unknown key; did you mean 'training'"),
+        ("training.stps=3", "training.stps: unknown key; did you mean 'steps'"),
+        ("model.head.hiden=3", "model.head.hiden: unknown key; did you mean 'hidden'"),
+        ("data.augment.shft=0.1", "data.augment.shft: unknown key; did you mean 'shift'"),
+        ("training.steps=many", "training.steps: input should be a valid integer, not 'many'"),
+        ("training.steps=true", "training.steps: input should be a valid integer, not True"),
+        ("training.steps=0", "training.steps: input should be greater than 0"),
+        ("training.learning_rate=.nan", "training.learning_rate: input should be a finite number"),
+        ("model.head.type=mlp", "model.head: unknown type 'mlp'; known: 'fc', 'lstm'"),
+        ("model.head={hidden: 3}", "model.head: a section with a choice needs its type"),
+        ("observation.image_size=[64]", "observation.image_size.1: Field required"),
+        ("model.structure.type=one_step", "actions.window=1"),
+        ("policy.execution={type: receding, steps: 11}", "more than actions.chunk 10"),
+        ("training", "not of the form key.path=value"),
+        ("training.steps.x=3", "'steps' is no section"),
+        ("training.steps=[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_answered_with_its_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("nav-tiny", [override])
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("nav-tiny", ["training.stps=3", "model.head.hiden=3"])
+    assert "stps" in str(caught.value)
+    assert "hiden" in str(caught.value)
+
+
+def test_files_are_read_with_their_mistakes_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: {learning_rate: 1e-4, steps: 7}\n")
+    assert load_config(path).training.learning_rate == 1e-4
+    path.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not valid YAML: key 'seed' is given twice"):
+        load_config(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="did you mean 'nav-tiny'"):
+        load_config("nav-tny")
+
+
+def test_changing_a_type_starts_the_section_anew() -> None:
+    config = load_config("nav-tiny", ["model.head.type=fc"])
+    assert config.model.head.type == "fc"
+    assert config.model.head.hidden == 1024
+
+
+def test_a_spec_of_ones_own() -> None:
+    spec = "{name: drone, dims: [{name: climb, unit: m/s}, {name: lamp, kind: binary, low: 0.0, high: 1.0}]}"
+    assert load_config("nav-tiny", [f"actions.spec={spec}"]).actions.spec["name"] == "drone"
+
+
+def test_the_schema_knows_every_section_and_refuses_unknown_keys() -> None:
+    schema = json_schema()
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+    json.dumps(schema)
+
+
+def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Path, monkeypatch) -> None:
+    """Run what settings are for, note which are read, and find none that is not."""
+    import torch
+
+    from anyvla.actions import ARM7
+    from anyvla.models.backbones.adapter import build_backbone
+    from anyvla.models.losses import action_loss
+    from anyvla.policies.policy import Policy
+    from anyvla.training.loop import train
+
+    read: set[tuple[str, str]] = set()
+    original = BaseModel.__getattribute__
+
+    def note(self, name: str):
+        if name in type(self).model_fields:
+            read.add((type(self).__name__, name))
+        return original(self, name)
+
+    monkeypatch.setattr(Settings, "__getattribute__", note, raising=False)
+    overrides = [*tiny_overrides, f"data.path={make_episodes(9, 9, 9)}", "training.steps=2", "training.warmup=1"]
+    for i, changes in enumerate(
+        [
+            ["policy.execution.type=ensemble", "model.head.layers=2"],
+            ["model.structure.type=one_step", "actions.window=1", "model.head={type: fc, hidden: 8, trunk: [8]}"],
+        ]
+    ):
+        run = train(load_config("nav-tiny", [*overrides, *changes, f"out={tmp_path / str(i)}"]))
+        policy = Policy.load(run)
+        policy.reset("go")
+        policy.act({"front": np.zeros((8, 8, 3), np.uint8)})
+    # what the two runs above do not come by
+    arm = torch.zeros(1, 1, 1, 7)
+    action_loss(arm, arm, arm[..., 0] == 0, ARM7, load_config("nav-tiny").model.loss)
+    receding = load_config("nav-tiny", ["policy.execution={type: receding, steps: 2}"])
+    from anyvla.policies.execution import make_execution
+
+    make_execution(receding.policy.execution)
+    folder = tmp_path / "0" / "checkpoints"
+    definition = next(folder.iterdir()) / "backbone"
+    pretrained = load_config("nav-tiny", [f"model.backbone={{type: pretrained, path: {definition}, random_weights: true}}"])
+    build_backbone(pretrained.model.backbone, 1, (32, 48))  # type: ignore[arg-type]
+
+    every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
+    tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}
+    assert every - read - tags == set()
