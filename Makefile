@@ -26,7 +26,8 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torch first, by its exact version: a looser request may bring the CUDA builds
+# torch first and by its exact version, so that nothing else decides which build is taken; one that lies in the
+# environment already is kept (see docs/troubleshooting.md for the CPU build)
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"

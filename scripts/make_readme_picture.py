@@ -1,4 +1,4 @@
-"""Make ``docs/images/demo.png``: one world driven twice by a trained policy, once for each sentence.
+"""Make ``docs/images/demo.jpg``: one world driven twice by a trained policy, once for each sentence.
 
 python scripts/make_readme_picture.py runs/demo/run [--seed 11]
 """
@@ -17,7 +17,7 @@ from anyvla.simulation.env import BoxNav
 from anyvla.simulation.gl import choose_backend
 from anyvla.simulation.seeds import evaluation_seed
 
-OUT = Path(__file__).parents[1] / "docs/images/demo.png"
+OUT = Path(__file__).parents[1] / "docs/images/demo.jpg"
 VIEW, OVERVIEW, GAP = (180, 320), (372, 496), 12  # (height, width)
 
 
@@ -61,7 +61,7 @@ def main() -> None:
             place = (OVERVIEW[1] + 2 * GAP + (i % 2) * (VIEW[1] + GAP), top + (i // 2) * (VIEW[0] + GAP))
             picture.paste(Image.fromarray(view), place)
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(OUT, optimize=True)
+    picture.save(OUT, quality=88)
     print(OUT, OUT.stat().st_size, "bytes")
 
 

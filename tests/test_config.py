@@ -30,6 +30,9 @@ def test_every_recipe_is_complete_and_survives_saving(name: str) -> None:
         ("training.steps=0", "training.steps: input should be greater than 0"),
         ("training.learning_rate=.nan", "training.learning_rate: input should be a finite number"),
         ("model.head.type=mlp", "model.head: unknown type 'mlp'; known: 'fc', 'lstm'"),
+        ("actions.spec={name: mine}", "actions.spec: action spec has no dims"),
+        ("actions.spec=nav22", "actions.spec: unknown action spec 'nav22'; did you mean 'nav2'"),
+        ("observation.prompt=Go", "observation.prompt: string should match pattern"),
         ("model.head={hidden: 3}", "model.head: a section with a choice needs its type"),
         ("observation.image_size=[64]", "observation.image_size.1: Field required"),
         ("model.structure.type=one_step", "actions.window=1"),
@@ -120,7 +123,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     receding = load_config("nav-tiny", ["policy.execution={type: receding, steps: 2}"])
     from anyvla.policies.execution import make_execution
 
-    make_execution(receding.policy.execution)
+    make_execution(receding.policy.execution, ARM7)
     folder = tmp_path / "0" / "checkpoints"
     definition = next(folder.iterdir()) / "backbone"
     pretrained = load_config("nav-tiny", [f"model.backbone={{type: pretrained, path: {definition}, random_weights: true}}"])

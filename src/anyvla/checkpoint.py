@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from anyvla.models.losses import sample_actions
 from anyvla.models.vla import VLA, build_vla
 
 Which = Literal["best", "last"]
+_OURS = re.compile(r"step-\d{7}|\.step-\d{7}\.partial")  # whatever else lies among the checkpoints is the user's
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def load_checkpoint(path: Path, which: Which = "last", device: str | torch.devic
 
 def check_example(checkpoint: Checkpoint) -> float:
     """Largest difference between the saved example's output and what the loaded model says to the same input."""
-    example = json.loads((checkpoint.folder / "example.json").read_text())
+    example = _read_json(checkpoint.folder / "example.json")
     actions = _run_example(checkpoint.model, checkpoint.transforms, example)
     return float(np.abs(actions - np.array(example["actions"])).max())
 
@@ -129,10 +131,17 @@ def resolve_checkpoint(path: Path, which: Which = "last") -> Path:
             else "neither a run nor a checkpoint"
         )
         raise CheckpointError(f"{path}: {what if path.exists() else 'no such folder'}")
-    names = json.loads(index.read_text())
+    names = _read_json(index)
     if which not in names:
         raise CheckpointError(f"{path}: this run has no {which!r} checkpoint; it has: {', '.join(sorted(names))}")
     return path / "checkpoints" / names[which]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: missing or damaged ({error})") from error
 
 
 def publish_checkpoint(run: Path, partial: Path, name: str, best: bool) -> None:
@@ -148,7 +157,7 @@ def publish_checkpoint(run: Path, partial: Path, name: str, best: bool) -> None:
         names["best"] = name
     write_atomically(index, json.dumps(names))
     for folder in final.parent.iterdir():
-        if folder.name not in names.values():
+        if _OURS.fullmatch(folder.name) and folder.name not in names.values():
             shutil.rmtree(folder)
 
 

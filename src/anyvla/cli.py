@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +29,7 @@ class _Group(TyperGroup):
             Console(stderr=True).print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            said = str(error) or "stopped; what was finished is kept, and the same command goes on from there"
+            said = str(error) or "stopped"
             Console(stderr=True).print(f"\n{_plain(said)}", highlight=False, soft_wrap=True)
             raise typer.Exit(130) from error
 
@@ -71,7 +73,8 @@ def demo(
     """Collect, train, evaluate and report navigation, from nothing, on this machine. Run again, it goes on."""
     from anyvla.demo import run_demo
 
-    result = run_demo(out, seed=seed, demonstrations=demonstrations, steps=steps, episodes=episodes, workers=workers)
+    with _going_on():
+        result = run_demo(out, seed=seed, demonstrations=demonstrations, steps=steps, episodes=episodes, workers=workers)
     print(result.line)
     print(f"report: {result.report}")
 
@@ -93,9 +96,10 @@ def collect_nav_command(
     choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
     from anyvla.simulation.collect import collect_nav
 
-    report = collect_nav(
-        out, scenario, episodes, seed, _size(size), workers=workers, disturbances=disturbances, language=language
-    )
+    with _going_on():
+        report = collect_nav(
+            out, scenario, episodes, seed, _size(size), workers=workers, disturbances=disturbances, language=language
+        )
     print(
         f"{out}: {report.written} episodes written ({report.frames} frames, {report.seconds:.0f} s), "
         f"{report.skipped} were there, {report.given_up} worlds given up"
@@ -138,6 +142,7 @@ def evaluate(
     from anyvla.evaluation.navigation import evaluate_nav, film_nav
 
     driver = None if str(run) == "expert" else run
+    log = json_out.with_name(f"{json_out.name}.episodes") if json_out else None  # an interrupted evaluation goes on from it
     result = evaluate_nav(
         driver,
         scenario=scenario,
@@ -148,10 +153,11 @@ def evaluate(
         execution=_execution(execution),
         image_size=_size(image_size),
         workers=workers,
+        log_file=log,
     )
-    if json_out:
-        json_out.parent.mkdir(parents=True, exist_ok=True)
+    if json_out and log:
         write_atomically(json_out, json.dumps(result, indent=1))
+        log.unlink()
     if report:
         from anyvla.evaluation.report import Evaluation, ReportContent, write_report
 
@@ -281,6 +287,15 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Say after Ctrl-C what is true of verbs that continue by themselves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; what was finished is kept, and the same command goes on from there") from None
+
+
 def _size(text: str) -> tuple[int, int]:
     """``1280x720`` -> (720, 1280)."""
     width, _, height = text.partition("x")
@@ -290,17 +305,17 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _execution(text: str | None) -> Any:
-    """``receding:4`` -> the settings of a policy with this execution; None stays None."""
+    """``receding:4`` -> the settings of this execution; None stays None."""
     if text is None:
         return None
     from anyvla.config import parse_config
 
     kind, _, value = text.partition(":")
     keys = {"receding": "steps", "ensemble": "decay"}
-    overrides = [f"policy.execution.type={kind}"]
+    overrides = ["actions.chunk=1000000", f"policy.execution.type={kind}"]  # the policy itself checks against its chunk
     if value:
         overrides.append(f"policy.execution.{keys.get(kind, 'steps')}={value}")
-    return parse_config("{}", overrides, where=f"--execution {text}").policy
+    return parse_config("{}", overrides, where=f"--execution {text}").policy.execution
 
 
 def _read_result(path: Path) -> dict[str, Any]:

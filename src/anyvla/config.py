@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from anyvla.actions.normalize import NormalizerKind
-from anyvla.data.episode import OnBadEpisode
-from anyvla.data.images import Fit
+from anyvla.actions.spec import action_spec
 from anyvla.errors import ConfigError, did_you_mean
 
+OnBadEpisode = Literal["error", "skip"]
+Fit = Literal["stretch", "pad", "crop"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -61,7 +62,7 @@ class ObservationConfig(Settings):
     cameras: list[str] | None = Field(None, min_length=1, description="camera names; all that the data have if null")
     image_size: tuple[Positive, Positive] = Field((64, 112), description="height and width of the model's images")
     fit: Fit = Field("stretch", description="how a frame of another aspect ratio is brought to image_size")
-    prompt: str = Field("{instruction}", description="template around the instruction")
+    prompt: str = Field("{instruction}", pattern=r"\{instruction\}", description="template around the instruction")
 
 
 class ActionsConfig(Settings):
@@ -71,6 +72,15 @@ class ActionsConfig(Settings):
     window: Positive = Field(8, description="H, observations in a window")
     chunk: Positive = Field(10, description="L, actions predicted at each step")
     normalization: NormalizerKind = "quantile"
+
+    @field_validator("spec")
+    @classmethod
+    def _spec_is_one(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        try:
+            action_spec(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
 
 
 class TinyBackboneConfig(Settings):
@@ -85,10 +95,10 @@ class TinyBackboneConfig(Settings):
 
 
 class PretrainedBackboneConfig(Settings):
-    """Any image-text-to-text model of transformers, from a folder or by its hub name."""
+    """A pretrained model of transformers, from a folder, whose prompt is ``<image>`` tokens and then text, as LLaVA's."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str = Field(description="folder with config.json, weights, tokenizer and image processor; or a hub name")
+    path: str = Field(description="folder with config.json, weights, tokenizer and preprocessor_config.json")
     random_weights: bool = Field(False, description="take the architecture only")
 
 
@@ -185,15 +195,16 @@ class SafetyConfig(Settings):
 
     rate_limit: bool = Field(True, description="bound the change from one action to the next by the spec's rates")
     max_observation_age: float = Field(1.0, gt=0, description="seconds; an older observation stops the robot")
-    max_action_age: float = Field(1.0, gt=0, description="seconds; an older action stops the robot")
+    max_action_age: float = Field(4.0, gt=0, description="seconds since it was predicted; an older action stops the robot")
+
+
+ExecutionConfig = Annotated[FirstActionConfig | RecedingHorizonConfig | EnsembleConfig, Field(discriminator="type")]
 
 
 class PolicyConfig(Settings):
     """How predicted chunks become actions."""
 
-    execution: Annotated[FirstActionConfig | RecedingHorizonConfig | EnsembleConfig, Field(discriminator="type")] = (
-        FirstActionConfig()
-    )
+    execution: ExecutionConfig = FirstActionConfig()
     safety: SafetyConfig = SafetyConfig()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from anyvla.checkpoint import write_atomically
 from anyvla.config import load_config
+from anyvla.errors import ConfigError
 from anyvla.evaluation.navigation import evaluate_nav, film_nav
 from anyvla.evaluation.report import Evaluation, ReportContent, write_report
 from anyvla.evaluation.tasks import Probe
@@ -51,6 +52,7 @@ def run_demo(
     from anyvla.training.loop import train
 
     out.mkdir(parents=True, exist_ok=True)
+    _keep_settings(out, {"seed": seed, "demonstrations": demonstrations, "steps": steps, "episodes": episodes})
     stages = _Stages(out / "stages.json")
     with stages.time("collect"):
         collect_nav(out / "data", "1box", demonstrations, seed, IMAGE_SIZE, workers=workers)
@@ -70,7 +72,7 @@ def run_demo(
                 seed=seed,
                 workers=workers,
                 image_size=IMAGE_SIZE,
-                log=out / "evaluation" / f"{row.key}.jsonl",
+                log_file=out / "evaluation" / f"{row.key}.jsonl",
                 description=f"evaluate: {row.name.lower()}",
             )
     with stages.time("report"):
@@ -88,6 +90,18 @@ def run_demo(
     summary = _summary(evaluations, stages.seconds)
     write_atomically(out / "summary.json", json.dumps(summary, indent=1))
     return DemoResult(report, out / "summary.json", _line(summary))
+
+
+def _keep_settings(out: Path, settings: dict[str, Any]) -> None:
+    """A folder holds one demo: going on with other numbers would mix two."""
+    path = out / "demo.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(settings))
+        return
+    before = json.loads(path.read_text())
+    if before != settings:
+        changed = ", ".join(f"{key} {before.get(key)} then, {now} now" for key, now in settings.items() if now != before[key])
+        raise ConfigError(f"{out} holds a demo with other settings ({changed}): use another --out")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
+def progress_bar(description: str, total: int, done: int = 0, *, shown: bool = True) -> Iterator[Bar]:
     """Show ``description``, a bar, ``done``/``total``, time elapsed and time left on stderr while the block runs.
 
     Where stderr is no terminal (a log file, CI) only the finished bar is printed, once.
@@ -49,6 +49,6 @@ def progress_bar(description: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4, disable=not shown) as progress:
         task = progress.add_task(description, total=total, completed=done, note="")
         yield Bar(progress, task)

@@ -24,10 +24,27 @@ def test_mirroring_flips_lateral_velocity_and_yaw_only() -> None:
 
 
 def test_a_wrong_key_is_answered_with_the_nearest_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"dims\[0\].lo; did you mean 'low'"):
+    with pytest.raises(ConfigError, match=r"dims\[0\]: unknown key 'lo'; did you mean 'low'"):
         ActionSpec.from_dict({"name": "mine", "dims": [{"name": "x", "lo": -1}]})
     with pytest.raises(ConfigError, match="did you mean 'nav2'"):
         action_spec("nav22")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"name": "mine"}, "has no dims"),
+        ({"dims": []}, "has no name"),
+        ({"name": "mine", "dims": 3}, "dims cannot be 3"),
+        ({"name": "mine", "dims": [3]}, r"dims\[0\] must be a mapping"),
+        ({"name": "mine", "dims": [{"name": "x", "low": "a"}]}, r"dims\[0\]: low cannot be 'a'"),
+        ({"name": "mine", "dims": [{"unit": "m"}]}, r"dims\[0\] has no name"),
+        ({"name": "mine", "dim": []}, "did you mean 'dims'"),
+    ],
+)
+def test_a_damaged_spec_is_refused_with_its_place(value, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ActionSpec.from_dict(value)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,25 @@ def _rewrite(key: str, value: object):
     return damage
 
 
+def _set_fps(value: object):
+    def damage(path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            file.attrs["fps"] = value
+
+    return damage
+
+
+def _sentence_group(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["language_instruction"]
+        file.create_group("language_instruction")
+
+
+def _add(path: Path, key: str, value: object) -> None:
+    with h5py.File(path, "a") as file:
+        file[key] = value
+
+
 def _actions(frame: int, value: float) -> np.ndarray:
     actions = np.zeros((18, 3), np.float32)
     actions[frame, 1] = value
@@ -109,6 +128,15 @@ DAMAGES = {
     "zero_length": (_rewrite("images", np.zeros((0, 8, 8, 3), np.uint8)), "no frames"),
     "nan": (_rewrite("actions", _actions(5, np.nan)), "linear_y at frame 5 is nan"),
     "out_of_range": (_rewrite("actions", _actions(7, 1.5)), r"linear_y at frame 7 is 1.5 m/s, outside \[-1.15, 1.15\]"),
+    "images_without_data": (_rewrite("images", h5py.Empty("u1")), r"'images': shape \(\)"),
+    "actions_without_data": (_rewrite("actions", h5py.Empty("f4")), "'actions': shape"),
+    "scalar_action": (_rewrite("actions", 1.0), r"'actions': shape \(\)"),
+    "fps_text": (_set_fps("abc"), "'fps' is 'abc'"),
+    "fps_list": (_set_fps([1.0, 2.0]), r"'fps' is \[1.0, 2.0\]"),
+    "fps_zero": (_set_fps(0.0), "'fps' is 0.0"),
+    "sentence_is_a_group": (_sentence_group, "'language_instruction': not a list of strings"),
+    "sentence_is_a_number": (_rewrite("language_instruction", np.array([7])), "holds 7, not a string"),
+    "events_of_another_length": (lambda path: _add(path, "action_event_types", b"x"), "1 events for 18 frames"),
     "not_utf8": (_rewrite("language_instruction", np.array([b"\xff\xfe"])), "'language_instruction': not UTF-8"),
     "no_sentence": (_rewrite("language_instruction", None), "no 'language_instruction', and no scenario"),
 }

@@ -99,6 +99,38 @@ def test_an_episode_whose_pixels_cannot_be_decoded_is_named_or_skipped(make_epis
     assert "episode_000_1box_hori_left.h5" in store
 
 
+def test_nothing_readable_is_an_error_even_when_skipping(make_episodes, tmp_path: Path) -> None:
+    folder = make_episodes(6)
+    _spoil_pixels(folder / "episode_000_1box_hori_left.h5")
+    with pytest.raises(DataError, match=r"no episode can be read; the first: .*'images'"):
+        _open(folder, tmp_path / "cache", on_bad_episode="skip")
+
+
+def test_a_place_that_was_lost_and_filled_again_does_not_bring_back_what_stood_there(make_episodes, tmp_path: Path) -> None:
+    folder = make_episodes(6, 6)
+    _open(folder, tmp_path / "cache")
+    (store_folder,) = (tmp_path / "cache" / "frames").iterdir()
+    os.truncate(store_folder / "front.frames", 0)
+    last = folder / "episode_001_1box_hori_right.h5"
+    kept = last.read_bytes()
+    last.write_bytes(b"")
+    _open_bad = MobileH5Source(folder, NAV2, on_bad_episode="skip")
+    open_store(_open_bad, ["front"], SIZE, cache=tmp_path / "cache")  # stores the first one at the place of both
+    assert "episode_001" not in (store_folder / "index.jsonl").read_text()
+    last.write_bytes(kept)
+    store, _ = _open(folder, tmp_path / "cache")
+    np.testing.assert_array_equal(store.read(last.name, 0, 6)["front"], _expected(folder, last.name))
+
+
+def test_a_folder_of_the_same_name_elsewhere_has_a_store_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place / "data").mkdir(parents=True)
+        write_episode(tmp_path / place / "data" / "e_1box_hori_left.h5", 4, seed=ord(place))
+        monkeypatch.chdir(tmp_path / place)
+        _open(Path("data"), tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "frames").iterdir())) == 2
+
+
 def test_a_cache_that_cannot_be_written_says_which_setting_helps(make_episodes, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"data\.cache"):

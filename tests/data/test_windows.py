@@ -12,7 +12,7 @@ from anyvla.config import load_config
 from anyvla.data.augment import Augmentation, jitter_color, shift_frames
 from anyvla.data.dataset import collate
 from anyvla.data.prepare import prepare_data, split_episodes
-from anyvla.data.prompts import make_prompt, mirror_text
+from anyvla.data.prompts import drop_words, make_prompt, mirror_text
 from anyvla.data.sampler import Item, WindowSampler
 from anyvla.data.sources.mobile_h5 import MobileH5Source
 from anyvla.data.stats import action_statistics
@@ -145,6 +145,9 @@ class TestMirror:
             ("장애물의 왼쪽으로, 우측 말고", "장애물의 오른쪽으로, 좌측 말고"),
             ("straight on", "straight on"),
             ("stop right in front of the left box", None),
+            ("drive right up to the cup", None),
+            ("pass the only box left", None),
+            ("pass it on the right before the cup", "pass it on the left before the cup"),
         ],
     )
     def test_words(self, text: str, mirrored: str | None) -> None:
@@ -157,6 +160,13 @@ class TestMirror:
         )
         np.testing.assert_array_equal(images["front"], frames)
         assert text == "stop right before it"
+
+
+def test_dropping_words_keeps_sides_and_negations() -> None:
+    text = "Please do not pass on the left , 오른쪽으로 가"
+    assert drop_words(text, 1.0, np.random.default_rng(0)) == "not left 오른쪽으로"
+    assert drop_words(text, 0.0, np.random.default_rng(0)) == text
+    assert drop_words("go there", 1.0, np.random.default_rng(0)) == "go"
 
 
 def test_one_shift_for_the_whole_window_and_no_bias() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from anyvla.config import PolicyConfig, load_config
+from anyvla.config import RecedingHorizonConfig, load_config
 from anyvla.errors import AnyVLAError, CheckpointError, ConfigError
 from anyvla.evaluation.navigation import compare_results, evaluate_nav, film_nav
 from anyvla.evaluation.tasks import EpisodeResult, nav_tasks
+from anyvla.policies.policy import Policy
 from anyvla.simulation.collect import collect_nav
 from anyvla.training.loop import train
 
@@ -50,6 +53,8 @@ def test_tasks_are_unseen_worlds_half_of_them_with_held_out_sentences() -> None:
         nav_tasks("1box", 3, seed=7, probe="blnd")
     with pytest.raises(ConfigError, match="at least 1"):
         nav_tasks("1box", 0, seed=7)
+    with pytest.raises(ConfigError, match="1000000"):
+        nav_tasks("1box", 3, seed=1_000_000)
 
 
 def test_the_result_file_has_the_promised_fields(run: Path) -> None:
@@ -60,13 +65,14 @@ def test_the_result_file_has_the_promised_fields(run: Path) -> None:
     assert result["wilson95"][0] <= result["successes"] / 4 <= result["wilson95"][1]
     assert sum(rate["episodes"] for rate in result["per_scenario"].values()) == 4
     assert {"p50", "p95", "p99"} == result["step_latency_ms"].keys()
+    assert all(len(episode["latency_ms"]) == episode["steps"] for episode in result["results"])
     assert result["wall_time_s"] > 0
     assert result["machine"]["torch"]
 
 
 def test_the_same_evaluation_gives_the_same_result(run: Path) -> None:
-    first, second = (_evaluate(run)["results"] for _ in range(2))
-    assert first == second
+    first, second = ([EpisodeResult.from_dict(r) for r in _evaluate(run)["results"]] for _ in range(2))
+    assert first == second  # all but the latencies
 
 
 def test_the_expert_drives_through_the_same_door() -> None:
@@ -78,7 +84,7 @@ def test_the_expert_drives_through_the_same_door() -> None:
 def test_an_interrupted_evaluation_goes_on(run: Path, tmp_path: Path, monkeypatch) -> None:
     whole = _evaluate(run)
     log = tmp_path / "log.jsonl"
-    _evaluate(run, log=log)
+    _evaluate(run, log_file=log)
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed in the middle of the third line
     driven = []
@@ -91,12 +97,15 @@ def test_an_interrupted_evaluation_goes_on(run: Path, tmp_path: Path, monkeypatc
         return original(policy, tasks, **options)
 
     monkeypatch.setattr(navigation, "rollout_policy", count)
-    again = _evaluate(run, log=log)
+    again = _evaluate(run, log_file=log)
     assert len(driven) == 2
+    assert again["step_latency_ms"].keys() == whole["step_latency_ms"].keys()
+    assert again["wall_time_s"] > 0
+    assert _evaluate(run, log_file=log)["wall_time_s"] == again["wall_time_s"]  # nothing driven, nothing added
     assert [r["index"] for r in again["results"]] == [0, 1, 2, 3]
     assert [r["seed"] for r in again["results"]] == whole["seeds"]
     driven.clear()
-    _evaluate(run, log=log, seed=4)  # another evaluation does not take over what this one found
+    _evaluate(run, log_file=log, seed=4)  # another evaluation does not take over what this one found
     assert len(driven) == 4
 
 
@@ -110,8 +119,13 @@ def test_films_hold_what_the_policy_saw(run: Path) -> None:
 
 
 def test_execution_can_be_chosen(run: Path) -> None:
-    execution = PolicyConfig.model_validate({"execution": {"type": "receding", "steps": 3}})
-    assert _evaluate(run, execution=execution)["execution"]["execution"] == {"type": "receding", "steps": 3}
+    result = _evaluate(run, execution=RecedingHorizonConfig(steps=3))
+    assert result["execution"] == {"type": "receding", "steps": 3}
+    assert result["safety"]["max_observation_age"] == 1.0
+    with pytest.raises(ConfigError, match="steps is 11, but the policy predicts 10"):
+        _evaluate(run, execution=RecedingHorizonConfig(steps=11))
+    with pytest.raises(ConfigError, match="the expert predicts no chunks"):
+        _evaluate(None, execution=RecedingHorizonConfig(steps=3))
 
 
 def test_two_results_are_compared_world_by_world(run: Path) -> None:
@@ -121,6 +135,28 @@ def test_two_results_are_compared_world_by_world(run: Path) -> None:
     assert comparison["both"] + comparison["only_b"] == 4
     with pytest.raises(AnyVLAError, match="not of the same worlds"):
         compare_results(policy, _evaluate(None, seed=9))
+
+
+def test_a_policy_of_another_robot_is_refused(run: Path, monkeypatch) -> None:
+    from dataclasses import replace
+
+    from anyvla.evaluation import navigation
+
+    original = Policy.load
+
+    def slow(*args, **options):
+        policy = original(*args, **options)
+        policy.transforms = replace(policy.transforms, fps=5.0)
+        return policy
+
+    monkeypatch.setattr(navigation.Policy, "load", slow)
+    with pytest.raises(ConfigError, match=r"takes 2\.5 actions a second, the policy was trained for 5"):
+        _evaluate(run)
+
+
+def test_simulation_processes_do_not_load_the_libraries_of_the_models() -> None:
+    code = "import sys, anyvla.evaluation.workers, anyvla.simulation.env; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 def test_what_is_no_run_is_said(tmp_path: Path) -> None:

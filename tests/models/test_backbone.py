@@ -128,6 +128,15 @@ def test_a_llava_goes_through_the_same_adapter(tmp_path: Path) -> None:
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in parameters), tower
 
 
+def test_weights_stored_in_half_precision_are_trained_in_full(backbone: Backbone, tmp_path: Path) -> None:
+    backbone.save_definition(tmp_path)
+    backbone.model.to(torch.bfloat16).save_pretrained(tmp_path)
+    for random_weights in (False, True):
+        config = PretrainedBackboneConfig(path=str(tmp_path), random_weights=random_weights)
+        loaded = build_backbone(config, queries=1, image_size=SIZE)
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
 def test_what_cannot_be_built_is_said() -> None:
     with pytest.raises(ConfigError, match="multiples of 16"):
         build_backbone(TinyBackboneConfig(), 1, (60, 112))

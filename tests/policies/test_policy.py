@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from anyvla.actions import ARM7, NAV2
-from anyvla.config import EnsembleConfig, FirstActionConfig, PolicyConfig, RecedingHorizonConfig, load_config
-from anyvla.errors import AnyVLAError, DataError
+from anyvla.config import EnsembleConfig, FirstActionConfig, PolicyConfig, RecedingHorizonConfig, SafetyConfig, load_config
+from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.models.losses import sample_actions
 from anyvla.policies.execution import make_execution
 from anyvla.policies.policy import Policy
@@ -92,11 +92,50 @@ def test_weights_gone_bad_stop_the_robot(policy: Policy) -> None:
     assert policy._session.last.stop == "non_finite_action"
 
 
+@pytest.mark.parametrize("execution", [RecedingHorizonConfig(steps=3), EnsembleConfig(decay=0.2)], ids=["receding", "ensemble"])
+def test_execution_goes_over_the_chunks_that_the_model_predicts(policy: Policy, execution) -> None:
+    policy.reset("Left.")
+    chunks = []
+    for t in range(5):
+        policy.act(_images(t))
+        chunks.append(policy._session.chunk)
+    expected = make_execution(execution, NAV2)
+    policy.config = policy.config.model_copy(update={"execution": execution})
+    policy.reset("Left.")
+    for t in range(5):
+        np.testing.assert_allclose(policy.act(_images(t)), np.clip(expected.action(chunks[t]), -1.15, 1.15), atol=1e-5)
+
+
+def test_every_safety_setting_acts(policy: Policy) -> None:
+    def drive(execution, **safety) -> list[str | None]:
+        config = PolicyConfig(execution=execution, safety=SafetyConfig(**safety))
+        strict = Policy(policy._model, policy.transforms, config)
+        strict.reset("Left.")
+        causes = []
+        for t in range(3):
+            strict.act(_images(t), observation_age=0.3)
+            causes.append(strict._session.last.stop)
+        return causes
+
+    receding = RecedingHorizonConfig(steps=3)
+    assert drive(receding) == [None, None, None]
+    assert drive(receding, max_observation_age=0.2) == ["stale_observation"] * 3
+    # 0.4 s a step: the third action of a chunk was predicted 0.8 s before, from images that were 0.3 s old
+    assert drive(receding, max_action_age=0.9) == [None, None, "stale_action"]
+    with pytest.raises(ConfigError, match=r"executed 0\.8 s after it was predicted"):
+        drive(receding, max_action_age=0.7)
+    bound = SafetyFilter(policy.transforms.spec, 0.4, rate_limit=True)._largest_change
+    for limit in (True, False):
+        config = PolicyConfig(safety=SafetyConfig(rate_limit=limit))
+        session = Policy(policy._model, policy.transforms, config).start("Left.")
+        np.testing.assert_array_equal(session.safety._largest_change, bound if limit else [np.inf, np.inf])
+
+
 class TestExecution:
     CHUNKS = [np.array([[10.0 * t + age, -t] for age in range(4)], dtype=np.float32) for t in range(6)]  # noqa: RUF012
 
     def _drive(self, config) -> list[float]:
-        execution = make_execution(config)
+        execution = make_execution(config, NAV2)
         return [float(execution.action(chunk)[0]) for chunk in self.CHUNKS]
 
     def test_first(self) -> None:
@@ -104,7 +143,7 @@ class TestExecution:
 
     def test_receding_horizon_executes_n_of_each_chunk(self) -> None:
         assert self._drive(RecedingHorizonConfig(steps=3)) == [0, 1, 2, 30, 31, 32]
-        execution = make_execution(RecedingHorizonConfig(steps=2))
+        execution = make_execution(RecedingHorizonConfig(steps=2), NAV2)
         assert execution.needs_chunk()
         execution.action(self.CHUNKS[0])
         assert not execution.needs_chunk()
@@ -118,6 +157,22 @@ class TestExecution:
         assert plain[5] == pytest.approx((50 + 41 + 32 + 23) / 4)
         weights = np.exp(-0.5 * np.arange(4))
         assert self._drive(EnsembleConfig(decay=0.5))[5] == pytest.approx((weights @ [50, 41, 32, 23]) / weights.sum())
+
+    def test_an_ensemble_decides_binary_dimensions(self) -> None:
+        execution = make_execution(EnsembleConfig(decay=0.1), ARM7)
+        grips = []
+        for value in (1.0, 1.0, 0.0, 0.0):
+            grips.append(float(execution.action(np.full((4, 7), value, np.float32))[-1]))
+        assert grips[:2] == [1, 1]
+        assert set(grips) == {0.0, 1.0}
+
+    def test_ages_are_told(self) -> None:
+        execution = make_execution(RecedingHorizonConfig(steps=3), NAV2)
+        ages = []
+        for chunk in self.CHUNKS:
+            execution.action(chunk)
+            ages.append(execution.age())
+        assert ages == [0, 1, 2, 0, 1, 2]
 
     def test_in_the_policy_a_model_without_history_runs_only_when_a_chunk_is_due(self, policy: Policy, monkeypatch) -> None:
         calls = []
@@ -142,12 +197,12 @@ class TestSafety:
         assert (safe.stop, safe.limited) == (None, ())
 
     def test_velocity_and_rate_limits_come_from_the_spec(self) -> None:
-        guard = SafetyFilter(NAV2, period=0.1)  # 6 m/s^2 for 0.1 s: at most 0.6 m/s more
+        guard = SafetyFilter(NAV2, period=0.2)  # 3 m/s^2 for 0.2 s: at most 0.6 m/s more
         safe = guard.filter(np.array([9.0, 0.1], np.float32))
         np.testing.assert_allclose(safe.action, [0.6, 0.1], atol=1e-6)
         assert safe.limited == ("linear_x",)
         np.testing.assert_allclose(guard.filter(np.array([9.0, 0.1])).action, [1.15, 0.1], atol=1e-6)
-        free = SafetyFilter(NAV2, period=0.1, rate_limit=False)
+        free = SafetyFilter(NAV2, period=0.2, rate_limit=False)
         np.testing.assert_allclose(free.filter(np.array([9.0, 0.1])).action, [1.15, 0.1], atol=1e-6)
 
     @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from anyvla.errors import CheckpointError, ConfigError, DataError
 from anyvla.training.loop import TrainingError, train
 from anyvla.training.optimizer import learning_rate, parameter_groups
 from anyvla.training.tracking import MetricsFile, read_metrics
+from tests.conftest import write_episode
 
 
 @pytest.fixture
@@ -82,18 +84,19 @@ def test_killed_and_resumed_equals_uninterrupted(overrides, tmp_path: Path) -> N
     _assert_same(whole, resumed)
 
 
-def test_ctrl_c_saves_the_last_step_and_the_run_goes_on(overrides, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_saves_the_last_step_and_the_run_goes_on(overrides, tmp_path: Path, workers: int) -> None:
     whole = _run(overrides, tmp_path / "whole", "training.save_every=100", "training.steps=40")
     command = [sys.executable, "-m", "anyvla", "train", "nav-tiny", *overrides]
-    command += [f"out={tmp_path / 'stopped'}", "training.save_every=100", "training.steps=40"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command += [f"out={tmp_path / 'stopped'}", "training.save_every=100", "training.steps=40", f"data.workers={workers}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume goes on from there" in error
@@ -126,14 +129,30 @@ def test_a_run_is_never_overwritten_or_continued_with_other_settings(overrides, 
         _run(overrides, tmp_path / "run", "training.steps=2", "model.head.hidden=24", resume=True)
 
 
-def test_data_that_changed_are_noticed_at_resume(overrides, make_episodes, tmp_path: Path) -> None:
-    _run(overrides, tmp_path / "run", "training.steps=3", "training.save_every=1")
-    (tmp_path / "run" / "checkpoints.json").write_text('{"last": "step-0000003"}')
-    make_episodes(*[9] * 9)
-    state = resolve_checkpoint(tmp_path / "run") / "training_state" / "state.json"
+def test_data_that_changed_are_noticed_at_resume(overrides, tmp_path: Path) -> None:
+    """Also where only the contents changed, and copies of the same data are the same."""
+    settings = ["training.save_every=2", "training.steps=4"]
+    run = _run(overrides, tmp_path / "run", *settings)
+    (run / "checkpoints.json").write_text('{"last": "step-0000004"}')
+    state = resolve_checkpoint(run) / "training_state" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 2}))
+    copy = shutil.copytree(tmp_path / "episodes", tmp_path / "copy")
+    _run([*overrides, f"data.path={copy}"], run, *settings, resume=True)
+    state = resolve_checkpoint(run) / "training_state" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 2}))
+    for path in copy.iterdir():
+        write_episode(path, 9, seed=1234, instruction="Pass the box on the left and stop at the ball.")
     with pytest.raises(ConfigError, match="the data have changed"):
-        _run(overrides, tmp_path / "run", "training.steps=3", "training.save_every=1", resume=True)
+        _run([*overrides, f"data.path={copy}"], run, *settings, resume=True)
+
+
+def test_what_the_user_puts_among_the_checkpoints_stays(overrides, tmp_path: Path) -> None:
+    mine = tmp_path / "run" / "checkpoints" / "favourite"
+    mine.mkdir(parents=True)
+    (mine.parent / "notes.txt").write_text("keep")
+    _run(overrides, tmp_path / "run")
+    assert mine.exists()
+    assert (mine.parent / "notes.txt").exists()
 
 
 def test_a_finished_run_resumes_to_itself(overrides, tmp_path: Path) -> None:
@@ -190,15 +209,37 @@ def test_clipping_is_applied(overrides, tmp_path: Path, monkeypatch) -> None:
     np.testing.assert_allclose(norms, 1e-3, rtol=1e-2)
 
 
-def test_bf16_trains(overrides, tmp_path: Path) -> None:
-    run = _run(overrides, tmp_path / "run", "training.precision=bf16")
+def test_a_process_without_a_window_to_validate_does_not_hold_up_the_others(
+    make_episodes, tiny_overrides, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
+    command += ["train", "nav-tiny", *tiny_overrides, f"data.path={make_episodes(*[9] * 4)}", "training.validation_windows=1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(overrides, tmp_path: Path, precision: str) -> None:
+    run = _run(overrides, tmp_path / "run", f"training.precision={precision}")
     assert all(math.isfinite(loss) for _, loss in _losses(run))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_fp16_without_a_gpu_is_refused_clearly(overrides, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.precision=fp16 does not run here"):
-        _run(overrides, tmp_path / "run", "training.precision=fp16")
+def test_two_processes_compute_what_one_does(make_episodes, tiny_overrides, tmp_path: Path) -> None:
+    # chunks of one action are masked nowhere: the mean over both processes is the mean over the batch
+    overrides = [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", "actions.chunk=1"]
+    one = _run(overrides, tmp_path / "one", "training.batch_size=4")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
+    command += ["train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "two"
+    np.testing.assert_allclose([loss for _, loss in _losses(two)], [loss for _, loss in _losses(one)], rtol=1e-4)
+    first, second = _weights(one), _weights(two)
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    states = resolve_checkpoint(two) / "training_state"
+    assert sorted(path.name for path in states.glob("rng-*")) == ["rng-0.safetensors", "rng-1.safetensors"]
 
 
 def test_tensorboard_is_written_when_asked_for(overrides, tmp_path: Path) -> None:

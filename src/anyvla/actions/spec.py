@@ -7,7 +7,7 @@ else. Continuous dimensions are real numbers in their unit; binary ones are 0 or
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -90,16 +90,37 @@ class ActionSpec:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> ActionSpec:
         """The inverse of ``to_dict``; raises ConfigError for an unknown or missing key."""
-        known = {field.name for field in fields(ActionDim)}
+        _check_keys("", value, known={"name": str, "dims": list}, needed={"name", "dims"})
         dims = []
         for i, dim in enumerate(value["dims"]):
-            for key in dim:
-                if key not in known:
-                    raise ConfigError(f"action spec: unknown key dims[{i}].{key}{did_you_mean(key, known)}")
-            if "name" not in dim:
-                raise ConfigError(f"action spec: dims[{i}] has no name")
+            _check_keys(f"dims[{i}]", dim, _DIM_KEYS, needed={"name"})
             dims.append(ActionDim(**dim))
         return cls(value["name"], tuple(dims))
+
+
+_DIM_KEYS: dict[str, Any] = {
+    "name": str,
+    "kind": str,
+    "unit": str,
+    "low": (int, float),
+    "high": (int, float),
+    "rate": (int, float, type(None)),
+    "mirrored": bool,
+}
+
+
+def _check_keys(path: str, value: Any, known: Mapping[str, Any], needed: set[str]) -> None:
+    """Raise ConfigError unless ``value`` is a mapping of ``known`` keys of their types, the ``needed`` ones among them."""
+    where = f"action spec{': ' * bool(path)}{path}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping with the keys {', '.join(known)}, not {value!r}")
+    for key, item in value.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)}")
+        if not isinstance(item, known[key]):
+            raise ConfigError(f"{where}: {key} cannot be {item!r}")
+    for key in sorted(needed - set(value)):
+        raise ConfigError(f"{where} has no {key}")
 
 
 def _arm_dims(names: Sequence[str], unit: str) -> tuple[ActionDim, ...]:
@@ -115,9 +136,9 @@ ARM7 = ActionSpec(
         ActionDim("gripper", kind="binary", unit="1 = open", low=0.0, high=1.0),
     ),
 )
-_LINEAR_X = ActionDim("linear_x", unit="m/s", low=-1.15, high=1.15, rate=6.0)
-_LINEAR_Y = ActionDim("linear_y", unit="m/s", low=-1.15, high=1.15, rate=6.0, mirrored=True)
-_ANGULAR_Z = ActionDim("angular_z", unit="rad/s", low=-1.15, high=1.15, rate=6.0, mirrored=True)
+_LINEAR_X = ActionDim("linear_x", unit="m/s", low=-1.15, high=1.15, rate=3.0)
+_LINEAR_Y = ActionDim("linear_y", unit="m/s", low=-1.15, high=1.15, rate=3.0, mirrored=True)
+_ANGULAR_Z = ActionDim("angular_z", unit="rad/s", low=-1.15, high=1.15, rate=3.0, mirrored=True)
 NAV2 = ActionSpec("nav2", (_LINEAR_X, _LINEAR_Y))
 NAV3 = ActionSpec("nav3", (_LINEAR_X, _LINEAR_Y, _ANGULAR_Z))
 

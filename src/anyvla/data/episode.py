@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from anyvla.actions.spec import ActionSpec
-
-OnBadEpisode = Literal["error", "skip"]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from PIL import Image
 
-Fit = Literal["stretch", "pad", "crop"]
+from anyvla.config import Fit
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,14 @@ class PreparedData:
     validation: WindowDataset | None
     transforms: Transforms
     problems: list[Problem]
+
+    def fingerprint(self) -> str:
+        """Of what is trained on: names, lengths, sentences and actions of the training episodes."""
+        digest = hashlib.sha256()
+        for episode in self.train.episodes:
+            digest.update(f"{episode.name} {episode.length} {episode.instruction}\n".encode())
+            digest.update(np.ascontiguousarray(episode.actions).tobytes())
+        return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, object]:
         """Counts for the run's report."""

@@ -34,13 +34,18 @@ _EXCHANGED = [
 _OTHER = {a: b for pair in _EXCHANGED for a, b in (pair, pair[::-1])}
 _SIDES = re.compile(r"\b(?:left|right)(?=\b|ward|most|hand)|" + "|".join(word for word in _OTHER if not word.isascii()), re.I)
 # "turn right before the box" names a side, "stop right before the box" does not: nobody can tell without understanding
-_AMBIGUOUS = re.compile(r"\bright\s+(?:in front|before|behind|next|at|away|now|after|there|here)\b", re.I)
+_AMBIGUOUS = re.compile(
+    r"(?<!\bthe )(?<!\bits )\bright\s+(?:in front|before|behind|next|at|away|now|after|there|here|up|by|through|past|on top)\b"
+    r"|\b(?:is|are|was|were|be|only\s+\w+)\s+left\b",
+    re.I,
+)
+_NEGATION = re.compile(r"\b(?:not|never|no|without|don't|doesn't|mustn't)\b|말고|말아|않|안\b", re.I)
 
 
 def drop_words(text: str, probability: float, rng: np.random.Generator) -> str:
-    """Leave out each word with ``probability``, except those that name a side; at least one word stays."""
+    """Leave out each word with ``probability``, except sides and negations; at least one word stays."""
     words = text.split()
-    kept = [word for word in words if _SIDES.search(word) or rng.random() >= probability]
+    kept = [word for word in words if _SIDES.search(word) or _NEGATION.search(word) or rng.random() >= probability]
     return " ".join(kept or words[:1])
 
 

@@ -18,6 +18,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import current_process, get_context
@@ -25,9 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
-from anyvla.data.episode import Episode, EpisodeSource, OnBadEpisode, Problem
-from anyvla.data.images import Fit, resize_frame
+from anyvla.config import Fit, OnBadEpisode
+from anyvla.data.episode import Episode, EpisodeSource, Problem
+from anyvla.data.images import resize_frame
 from anyvla.errors import DataError
+from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process
 from anyvla.progress import progress_bar
 
 _VERSION = 1  # of the layout and of the resizing; a change makes old stores unused
@@ -109,10 +112,13 @@ def open_store(
                 or (entry.fingerprint, entry.rows) != (episode.fingerprint, episode.length)
             ]
             if missing:
+                _write_index(folder, entries)
                 decoded = _decode_all(missing, cameras, size, fit, processes)
                 problems = _append(folder, decoded, len(missing), cameras, size, on_bad_episode, entries)
     except OSError as error:
         raise DataError(f"{folder}: the frame cache cannot be written ({error}); set data.cache to another folder") from error
+    if not any(source.episode(i).name in entries for i in range(len(source))):
+        raise DataError(f"{source.name}: no episode can be read; the first: {problems[0].reason}")
     return FrameStore(folder, cameras, size, entries), problems
 
 
@@ -143,6 +149,13 @@ def _read_index(folder: Path, cameras: Sequence[str], size: tuple[int, int]) -> 
         if entry.first + entry.rows <= stored:
             entries[entry.name] = entry
     return entries
+
+
+def _write_index(folder: Path, entries: dict[str, _Entry]) -> None:
+    """Leave only what is whole: an entry whose rows are lost must not come back to life when its place is filled again."""
+    partial = folder / "index.jsonl.partial"
+    partial.write_text("".join("\n" + json.dumps(asdict(entry)) for entry in entries.values()))
+    os.replace(partial, folder / "index.jsonl")
 
 
 def _append(
@@ -193,15 +206,21 @@ def _decode_all(
         for episode in episodes:
             yield episode, _decode(episode, cameras, size, fit)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting: deque[tuple[Episode, Future[list[np.ndarray] | str]]] = deque()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), leave_interrupts_to_the_main_process)
+    waiting: deque[tuple[Episode, Future[list[np.ndarray] | str]]] = deque()
+    try:
         for episode in episodes:
-            waiting.append((episode, pool.submit(_decode, episode, cameras, size, fit)))
+            with interrupts_held():  # this may start a process
+                waiting.append((episode, pool.submit(_decode, episode, cameras, size, fit)))
             if len(waiting) > 4 * processes:  # bounds the memory of episodes that wait to be written
                 first, future = waiting.popleft()
                 yield first, future.result()
         for last, future in waiting:
             yield last, future.result()
+    except BrokenProcessPool as error:
+        raise DataError("a decoding process died, perhaps for lack of memory; what was decoded is kept") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(episode: Episode, cameras: Sequence[str], size: tuple[int, int], fit: Fit) -> list[np.ndarray] | str:

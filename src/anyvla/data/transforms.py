@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, normalizer_from_dict
-from anyvla.data.images import Fit, resize_frame
+from anyvla.config import Fit
+from anyvla.data.images import resize_frame
 from anyvla.data.prompts import make_prompt
 from anyvla.data.stats import Statistics, statistics_to_dict
 from anyvla.errors import CheckpointError, DataError

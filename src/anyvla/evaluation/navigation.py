@@ -11,9 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+import anyvla
 from anyvla.checkpoint import Which, resolve_checkpoint
-from anyvla.config import PolicyConfig
-from anyvla.errors import AnyVLAError
+from anyvla.config import ExecutionConfig
+from anyvla.errors import AnyVLAError, ConfigError
+from anyvla.evaluation.log import EpisodeLog
 from anyvla.evaluation.rollouts import rollout_expert, rollout_policy
 from anyvla.evaluation.statistics import compare_paired, percentiles, wilson_interval
 from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
@@ -31,10 +35,10 @@ def evaluate_nav(
     seed: int = 0,
     probe: Probe = "none",
     checkpoint: Which = "last",
-    execution: PolicyConfig | None = None,
+    execution: ExecutionConfig | None = None,
     image_size: tuple[int, int] = IMAGE_SIZE,
     workers: int = 2,
-    log: Path | None = None,
+    log_file: Path | None = None,
     description: str = "evaluate",
 ) -> dict[str, Any]:
     """Evaluate the policy of ``run`` (None: the expert) and return the result file's content.
@@ -42,8 +46,8 @@ def evaluate_nav(
     Args:
         scenario: see ``select_scenarios``. seed: of the worlds, see ``nav_tasks``.
         execution: instead of the run's own. workers: simulation processes.
-        log: a file that gets every finished episode at once; if it holds episodes of this very evaluation already, they
-            are not driven again.
+        log_file: gets every finished episode at once; if it holds episodes of this very evaluation already, they are not
+            driven again.
 
     Raises:
         CheckpointError, SimulationError, ConfigError.
@@ -60,29 +64,34 @@ def evaluate_nav(
         "probe": probe,
     }
     policy = None
+    if run is None and execution is not None:
+        raise ConfigError("the expert predicts no chunks: --execution is for policies")
     if run is not None:
-        policy = Policy.load(run, checkpoint=checkpoint, config=execution)
-        about |= {"execution": policy.config.model_dump(mode="json"), "image_size": list(image_size)}
-    results = _read_log(log, about) if log else []
-    done = {result.index for result in results}
+        policy = Policy.load(run, checkpoint=checkpoint, execution=execution)
+        about |= {
+            "execution": policy.config.execution.model_dump(),
+            "safety": policy.config.safety.model_dump(),
+            "image_size": list(image_size),
+        }
+    worlds = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()[:16]
+    log = EpisodeLog(log_file, {**about, "policy": None, "worlds": worlds, "anyvla": anyvla.__version__})
+    done = {result.index for result in log.results}
     with progress_bar(description, len(tasks), done=len(done)) as bar:
 
         def on_result(result: EpisodeResult) -> None:
-            results.append(result)
-            if log:
-                with log.open("a") as file:
-                    file.write("\n" + json.dumps(result.to_dict()))  # first the newline: it ends a line that was cut short
-            bar.advance(note=f"{sum(r.success for r in results)}/{len(results)}")
+            log.add(result)
+            bar.advance(note=f"{sum(r.success for r in log.results)}/{len(log.results)}")
 
         rest = [task for task in tasks if task.index not in done]
-        seconds: list[float] = []
-        if rest and policy is not None:
-            seconds = rollout_policy(policy, rest, image_size=image_size, workers=workers, on_result=on_result)
-        elif rest:
-            rollout_expert(rest, workers=workers, on_result=on_result)
-    return {**about, **summarize(results), "wall_time_s": time.perf_counter() - began} | (
-        {"step_latency_ms": {name: 1e3 * value for name, value in percentiles(seconds).items()}} if seconds else {}
-    )
+        try:
+            if rest and policy is not None:
+                rollout_policy(policy, rest, image_size=image_size, workers=workers, on_result=on_result)
+            elif rest:
+                rollout_expert(rest, workers=workers, on_result=on_result)
+        finally:
+            if rest:
+                log.add_seconds(time.perf_counter() - began)
+    return {**about, **summarize(log.results), "wall_time_s": log.seconds}
 
 
 def film_nav(
@@ -101,7 +110,9 @@ def film_nav(
     films: list[EpisodeResult] = []
     if not indices:
         return films
-    policy = Policy.load(run, checkpoint=checkpoint, config=PolicyConfig.model_validate(result["execution"]))
+    policy = Policy.load(
+        run, checkpoint=checkpoint, execution=TypeAdapter(ExecutionConfig).validate_python(result["execution"])
+    )
     with progress_bar("film", len(indices)) as bar:
 
         def on_result(film: EpisodeResult) -> None:
@@ -122,6 +133,7 @@ def summarize(results: list[EpisodeResult]) -> dict[str, Any]:
         "passed_as_told": sum(result.passed_as_told for result in results),
         "per_scenario": _rates_by(results, "scenario"),
         "per_split": _rates_by(results, "split"),
+        "step_latency_ms": percentiles([ms for result in results for ms in result.latency_ms]),
         "safety_stops": sum(result.stops for result in results),
         "seeds": [result.seed for result in results],
         "results": [result.to_dict() for result in results],
@@ -180,21 +192,3 @@ def _fingerprint(folder: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def _read_log(log: Path, about: dict[str, Any]) -> list[EpisodeResult]:
-    """The finished episodes of this evaluation; a log of another one is begun anew."""
-    header = json.dumps({key: value for key, value in about.items() if key != "policy"}, sort_keys=True)
-    lines = log.read_text().splitlines() if log.exists() else []
-    if not lines or lines[0] != header:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(header)
-        return []
-    results = {}
-    for line in lines[1:]:
-        try:
-            result = EpisodeResult.from_dict(json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue  # the line that was being written when the process died
-        results[result.index] = result
-    return list(results.values())

@@ -38,6 +38,10 @@ def nav_tasks(scenarios: str, episodes: int, seed: int, probe: Probe = "none") -
     if episodes < 1:
         raise ConfigError(f"the number of episodes must be at least 1, not {episodes}")
     chosen = select_scenarios(scenarios)
+    try:
+        evaluation_seed(seed, episodes - 1)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     tasks = []
     for i in range(episodes):
         scenario = chosen[i % len(chosen)]
@@ -56,6 +60,7 @@ class EpisodeResult:
     Attributes:
         failure: None or the cause. passed: per box, the side on which the robot passed it, or None.
         path: [x, y, yaw] at every step, metres and radians. layout: the geometry of the world. stops: of the safety filter.
+        latency_ms: of every step: from images to action; the policy answers several worlds in one call, and each waits for all.
     """
 
     index: int
@@ -71,6 +76,7 @@ class EpisodeResult:
     path: list[list[float]]
     layout: dict[str, Any]
     stops: int = 0
+    latency_ms: list[float] = field(default_factory=list, compare=False)
     frames: list[Any] = field(default_factory=list, compare=False)  # (H, W, 3) uint8 as observed; kept for a few
 
     @property

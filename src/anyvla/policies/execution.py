@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from anyvla.config import EnsembleConfig, FirstActionConfig, RecedingHorizonConfig
+from anyvla.actions import ActionSpec
+from anyvla.config import EnsembleConfig, ExecutionConfig, RecedingHorizonConfig
 
 
 class Execution(Protocol):
@@ -19,6 +20,9 @@ class Execution(Protocol):
     def action(self, chunk: np.ndarray | None) -> np.ndarray:
         """(L, A) predicted now -> (A,) to execute now."""
 
+    def age(self) -> int:
+        """Steps since the newest prediction that the last action came from."""
+
 
 class FirstAction:
     """The first action of the newest chunk."""
@@ -29,6 +33,9 @@ class FirstAction:
     def action(self, chunk: np.ndarray | None) -> np.ndarray:
         assert chunk is not None
         return chunk[0]
+
+    def age(self) -> int:
+        return 0
 
 
 class RecedingHorizon:
@@ -49,15 +56,20 @@ class RecedingHorizon:
         self._next += 1
         return self._chunk[self._next - 1]
 
+    def age(self) -> int:
+        return self._next - 1
+
 
 class TemporalEnsemble:
     """The weighted mean of everything predicted for this moment, weight exp(-decay * age in steps).
 
-    Newer predictions weigh more (ACT, arXiv 2304.13705, weighs the oldest most); decay 0 is the plain mean.
+    Newer predictions weigh more (ACT, arXiv 2304.13705, weighs the oldest most); decay 0 is the plain mean. Binary dimensions
+    take the value that has more weight.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, binary: np.ndarray) -> None:
         self._decay = decay
+        self._binary = binary
         self._chunks: deque[np.ndarray] = deque()  # newest first
 
     def needs_chunk(self) -> bool:
@@ -70,13 +82,17 @@ class TemporalEnsemble:
             self._chunks.pop()
         predictions = np.stack([past[age] for age, past in enumerate(self._chunks)])
         weights = np.exp(-self._decay * np.arange(len(predictions)))
-        return (weights @ predictions / weights.sum()).astype(chunk.dtype)
+        mean = weights @ predictions / weights.sum()
+        return np.where(self._binary, mean >= 0.5, mean).astype(chunk.dtype)
+
+    def age(self) -> int:
+        return 0
 
 
-def make_execution(config: FirstActionConfig | RecedingHorizonConfig | EnsembleConfig) -> Execution:
+def make_execution(config: ExecutionConfig, spec: ActionSpec) -> Execution:
     """A fresh one, for one episode."""
     if isinstance(config, RecedingHorizonConfig):
         return RecedingHorizon(config.steps)
     if isinstance(config, EnsembleConfig):
-        return TemporalEnsemble(config.decay)
+        return TemporalEnsemble(config.decay, spec.binary)
     return FirstAction()

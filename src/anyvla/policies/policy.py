@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from anyvla.checkpoint import Checkpoint, Which, load_checkpoint
-from anyvla.config import PolicyConfig
+from anyvla.config import ExecutionConfig, PolicyConfig, RecedingHorizonConfig
 from anyvla.data.transforms import Transforms
-from anyvla.errors import AnyVLAError
+from anyvla.errors import AnyVLAError, ConfigError
 from anyvla.models.heads.base import HeadState
 from anyvla.models.losses import sample_actions
 from anyvla.models.vla import VLA
@@ -67,6 +67,15 @@ class Policy:
     """A loaded model with everything around it that turns images into robot actions."""
 
     def __init__(self, model: VLA, transforms: Transforms, config: PolicyConfig) -> None:
+        if isinstance(config.execution, RecedingHorizonConfig):
+            steps = config.execution.steps
+            if steps > transforms.chunk:
+                raise ConfigError(f"policy.execution.steps is {steps}, but the policy predicts {transforms.chunk} actions")
+            if (steps - 1) / transforms.fps > config.safety.max_action_age:
+                raise ConfigError(
+                    f"policy.execution.steps is {steps}: the last of them is executed {(steps - 1) / transforms.fps:g} s after "
+                    f"it was predicted, more than policy.safety.max_action_age {config.safety.max_action_age:g} s"
+                )
         self.transforms = transforms
         self.config = config
         self._model = model.eval()
@@ -75,20 +84,21 @@ class Policy:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, checkpoint: Which = "last", device: str = "auto", config: PolicyConfig | None = None
+        cls, path: str | Path, *, checkpoint: Which = "last", device: str = "auto", execution: ExecutionConfig | None = None
     ) -> Policy:
         """Load a run or a checkpoint folder.
 
         Args:
-            device: ``auto`` takes a GPU where there is one. config: execution and safety, instead of the run's own.
+            device: ``auto`` takes a GPU where there is one. execution: instead of the run's own.
 
         Raises:
-            CheckpointError: nothing loadable there.
+            CheckpointError: nothing loadable there. ConfigError: ``execution`` does not fit the policy.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded: Checkpoint = load_checkpoint(Path(path), checkpoint, device)
-        return cls(loaded.model, loaded.transforms, config or loaded.config.policy)
+        config = loaded.config.policy
+        return cls(loaded.model, loaded.transforms, config.model_copy(update={"execution": execution}) if execution else config)
 
     def spec(self) -> PolicySpec:
         transforms = self.transforms
@@ -108,7 +118,7 @@ class Policy:
         return Session(
             self.transforms.prompt(instruction),
             self._model.init_state(1),
-            make_execution(self.config.execution),
+            make_execution(self.config.execution, self.transforms.spec),
             SafetyFilter(
                 self.transforms.spec,
                 1 / self.transforms.fps,
@@ -153,7 +163,8 @@ class Policy:
         actions = []
         for session, age in zip(sessions, ages, strict=True):
             action = session.execution.action(session.chunk)
-            session.last = session.safety.filter(action, observation_age=age)
+            predicted = age + session.execution.age() / self.transforms.fps
+            session.last = session.safety.filter(action, observation_age=age, action_age=predicted)
             actions.append(session.last.action)
         return actions
 

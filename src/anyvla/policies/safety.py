@@ -1,4 +1,4 @@
-"""The last thing between a policy and a robot. It only ever slows or stops."""
+"""The last thing between a policy and a robot: it limits values and their rate of change, braking included, and stops."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SafetyFilter:
         """Make ``action`` (A,) safe.
 
         Args:
-            observation_age: seconds since the observation that it answers. action_age: seconds since it was computed.
+            observation_age: seconds since the newest observation. action_age: seconds since what the action was predicted from.
         """
         cause: StopCause | None = None
         if not np.isfinite(action).all():

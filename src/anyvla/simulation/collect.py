@@ -10,13 +10,12 @@ import json
 import multiprocessing
 import os
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import anyvla
 from anyvla.data.scenarios import select_scenarios
 from anyvla.data.writers import write_mobile_h5
 from anyvla.errors import AnyVLAError
+from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process, render_in_one_thread
 from anyvla.progress import progress_bar
 from anyvla.simulation.env import FPS, BoxNav
 from anyvla.simulation.expert import Expert
@@ -203,8 +203,11 @@ class _Record:
             },
         }
         partial = self._path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(partial, self._path)
+        try:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
+            os.replace(partial, self._path)
+        except OSError as error:
+            raise AnyVLAError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 def _run(setup: _Setup, jobs: list[_Job], workers: int) -> Iterator[tuple[int, int]]:
@@ -223,7 +226,7 @@ def _run(setup: _Setup, jobs: list[_Job], workers: int) -> Iterator[tuple[int, i
     stop = spawn.Event()
     pool = ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=_start_worker, initargs=(setup, stop))
     try:
-        with _interrupts_held():  # the workers inherit it: Ctrl-C goes to every process of the terminal, only we answer
+        with interrupts_held():  # the workers inherit it: Ctrl-C goes to every process of the terminal, only we answer
             running: set[Future] = {pool.submit(_work, job) for job in jobs}
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -234,30 +237,17 @@ def _run(setup: _Setup, jobs: list[_Job], workers: int) -> Iterator[tuple[int, i
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back for this thread during the block; what arrives meanwhile takes effect after it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _worker: tuple[BoxNav, _Setup, Any] | None = None  # of a worker process: its environment, the setup, the stop event
 
 
 def _start_worker(setup: _Setup, stop: Any) -> None:
     """Runs first in each worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_the_main_process()
     parent = multiprocessing.parent_process()
     if parent is not None:  # a killed parent sends no word, and the pool would wait for it for ever
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's software renderer: no threads, the workers are the parallelism
+    render_in_one_thread()
     _worker = (setup.env(), setup, stop)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
 from anyvla.batch import Batch
@@ -36,9 +37,10 @@ from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
 from anyvla.models.losses import action_loss, sample_actions
 from anyvla.models.vla import VLA
+from anyvla.processes import leave_interrupts_to_the_main_process
 from anyvla.progress import Bar, progress_bar
 from anyvla.training.optimizer import learning_rate, make_optimizer
-from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_step
+from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_progress
 from anyvla.training.tracking import MetricsFile
 
 # settings that may differ when a run goes on: they change neither the model nor the path it takes
@@ -69,9 +71,9 @@ def train(config: Config, resume: bool = False) -> Path:
         TrainingError: a loss or gradient is not finite. Interrupted: after Ctrl-C or SIGTERM, with the last step saved.
     """
     run = config.out
-    accelerator = _make_accelerator(config)
     resume_from = _check_run_folder(config, resume)
-    if resume_from is not None and saved_step(resume_from) >= config.training.steps:
+    accelerator = _make_accelerator(config)
+    if resume_from is not None and saved_progress(resume_from)["step"] >= config.training.steps:
         return run
     data = prepare_data(config)
     torch.manual_seed(config.seed)
@@ -81,14 +83,14 @@ def train(config: Config, resume: bool = False) -> Path:
         len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
     )
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs from process to process
-    progress = {"step": 0, "best": math.inf, "recent": [], "windows": len(data.train)}
+    identity = {"data": data.fingerprint(), "processes": accelerator.num_processes}
+    progress: dict[str, Any] = {"step": 0, "best": math.inf, "recent": [], **identity}
     if resume_from is not None:
+        _check_identity(run, saved_progress(resume_from), identity)
         model.load_state_dict(load_checkpoint(resume_from).model.state_dict())
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         progress = load_optimizer(resume_from, optimizer)
-        if progress["windows"] != len(data.train):
-            raise ConfigError(f"{run}: the data have changed since ({progress['windows']} windows then, {len(data.train)} now)")
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(progress["scaler"])
         load_rng(resume_from / "training_state", accelerator.process_index)
@@ -111,15 +113,21 @@ def _make_accelerator(config: Config) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_have_unused_parameters(config))],
             gradient_accumulation_steps=config.training.accumulation,
             log_with=list(config.training.trackers) or None,
             project_dir=str(config.out),
         )
-    except ValueError as error:  # fp16 without a GPU, bf16 on one that lacks it
+    except ValueError as error:  # a device that lacks it
         raise ConfigError(f"training.precision={config.training.precision} does not run here: {error}") from error
     if config.training.trackers:
         accelerator.init_trackers("tensorboard")
     return accelerator
+
+
+def _may_have_unused_parameters(config: Config) -> bool:
+    """Pretrained models have parts that no query feature depends on, such as the last layer of LLaVA's vision tower."""
+    return config.model.backbone.type == "pretrained"
 
 
 def _check_run_folder(config: Config, resume: bool) -> Path | None:
@@ -138,6 +146,14 @@ def _check_run_folder(config: Config, resume: bool) -> Path | None:
     if differences:
         raise ConfigError(f"{run} was begun with other settings: {'; '.join(differences)}")
     return resolve_checkpoint(run, "last")
+
+
+def _check_identity(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on as the same only with the same data and the same number of processes."""
+    if before["data"] != now["data"]:
+        raise ConfigError(f"{run}: the data have changed since this run was begun; out=FOLDER starts another")
+    if before["processes"] != now["processes"]:
+        raise ConfigError(f"{run} was begun with {before['processes']} processes, not {now['processes']}")
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -176,6 +192,7 @@ class _Loop:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.data, self.sampler = data, sampler
         self.step: int = progress["step"]
+        self.identity = {key: progress[key] for key in ("data", "processes")}
         self.best: float = progress["best"]
         self.recent: list[float] = progress["recent"]  # losses since the last line of the log
         self.metrics = MetricsFile(config.out / "metrics.jsonl", self.step) if accelerator.is_main_process else None
@@ -186,7 +203,8 @@ class _Loop:
         batches = iter(_loader(self.data.train, self.sampler, self.config.data.workers))
         first, began = self.step, time.perf_counter()
         self.model.train()
-        with _stop_on_signals() as stop, progress_bar("train", settings.steps, done=self.step) as bar:
+        shown = self.accelerator.is_main_process
+        with _stop_on_signals() as signals, progress_bar("train", settings.steps, done=self.step, shown=shown) as bar:
             while self.step < settings.steps:
                 rate = learning_rate(self.step, settings)
                 for group in self.optimizer.param_groups:
@@ -198,14 +216,21 @@ class _Loop:
                 self.recent.append(loss)
                 bar.advance(note=f"loss {loss:.4f}")
                 if self._due(settings.log_every):
-                    mean = sum(self.recent) / len(self.recent)
+                    mean = self._mean_over_processes(sum(self.recent) / len(self.recent))
                     self._log(bar, {"loss": mean, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
                     self.recent.clear()
                 better = self._due(settings.validate_every) and self._validate(bar)
+                # all processes must stop at the same step, whichever of them the signal reached first
+                stop = self._mean_over_processes(float(bool(signals))) > 0
                 if better or self._due(settings.save_every) or stop:
                     self._save(better)
                 if stop:
                     raise Interrupted(f"stopped at step {self.step} of {settings.steps}; --resume goes on from there")
+
+    def _mean_over_processes(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.accelerator.device), "mean"))
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
@@ -213,30 +238,32 @@ class _Loop:
     def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[float, float]:
         """One optimiser step over all its forward passes; the mean loss and the gradient's norm before clipping."""
         total, norm = 0.0, 0.0
+        names: list[str] = []
         for _ in range(self.settings.accumulation):
             batch = next(batches).to(self.accelerator.device)
+            names += batch.names
             with self.accelerator.accumulate(self.model):
                 with self.accelerator.autocast():
                     raw = self.model(batch.images, batch.prompts)
                 loss, _ = action_loss(raw, batch.actions, batch.action_mask, self.data.transforms.spec, self.config.model.loss)
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"the loss is {value} at step {self.step + 1}, in the batch of {', '.join(batch.names)}; "
-                        "the last checkpoint stays as it was"
-                    )
+                    raise self._not_finite("loss", value, batch.names)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
                     if not math.isfinite(norm) and self.accelerator.scaler is None:
-                        raise TrainingError(
-                            f"the gradient's norm is {norm} at step {self.step + 1}, in the batch of {', '.join(batch.names)}; "
-                            "the last checkpoint stays as it was"
-                        )
+                        raise self._not_finite("norm of the gradient", norm, names)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total += value / self.settings.accumulation
         return total, norm
+
+    def _not_finite(self, what: str, value: float, names: list[str]) -> TrainingError:
+        return TrainingError(
+            f"the {what} is {value} at step {self.step + 1}, in the batch of {', '.join(names)}; "
+            "checkpoints that were saved stay as they are"
+        )
 
     def _validate(self, bar: Bar) -> bool:
         """Measure on held-out episodes; whether the loss is the lowest so far."""
@@ -245,7 +272,9 @@ class _Loop:
         loader = _validation_loader(
             self.data.validation, self.config, self.accelerator.process_index, self.accelerator.num_processes
         )
-        values = validate(self.model, loader, self.data.transforms, self.config, self.accelerator)
+        # not the wrapped model: its forward is a meeting of all processes, and one of them may have nothing to validate
+        model = self.accelerator.unwrap_model(self.model)
+        values = validate(model, loader, self.data.transforms, self.config, self.accelerator)
         self._log(bar, {f"validation/{name}": value for name, value in values.items()})
         better = values["loss"] < self.best
         self.best = min(self.best, values["loss"])
@@ -269,7 +298,7 @@ class _Loop:
                 "step": self.step,
                 "best": self.best,
                 "recent": self.recent,
-                "windows": len(self.data.train),
+                **self.identity,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             save_optimizer(partial / "training_state", self.optimizer, progress)
@@ -289,7 +318,7 @@ def validate(
     ``first/...`` is that of the first action of the last step's chunk: what a robot would do.
     """
     spec = transforms.spec
-    sums = torch.zeros(2 * len(spec) + 1, device=accelerator.device, dtype=torch.float64)
+    sums = torch.zeros(2 * len(spec) + 1, dtype=torch.float64)  # on the CPU: not every device has float64
     counts = torch.zeros_like(sums)
     model.eval()
     for batch in loader:
@@ -297,21 +326,21 @@ def validate(
         with accelerator.autocast():
             raw = model(batch.images, batch.prompts)
         loss, _ = action_loss(raw, batch.actions, batch.action_mask, spec, config.model.loss)
-        weight = batch.action_mask.sum()
-        sums[0] += loss * weight
+        weight = batch.action_mask.sum().cpu()
+        sums[0] += loss.cpu() * weight
         counts[0] += weight
         predicted = transforms.normalizer.denormalize(sample_actions(raw.float(), spec).cpu().numpy())
         target = transforms.normalizer.denormalize(batch.actions.cpu().numpy())
         error = torch.from_numpy(abs(predicted - target)).to(sums)
         error[..., torch.from_numpy(spec.binary)] = 1 - error[..., torch.from_numpy(spec.binary)]  # accuracy
-        mask = batch.action_mask[..., None].to(sums)
+        mask = batch.action_mask[..., None].cpu().to(sums)
         sums[1 : len(spec) + 1] += (error * mask).sum((0, 1, 2))
         counts[1 : len(spec) + 1] += mask.sum()
         sums[len(spec) + 1 :] += (error[:, -1, 0] * mask[:, -1, 0]).sum(0)
         counts[len(spec) + 1 :] += mask[:, -1, 0].sum()
     model.train()
-    sums, counts = accelerator.reduce(sums), accelerator.reduce(counts)
-    means = (sums / counts.clamp(min=1)).tolist()
+    both = accelerator.reduce(torch.stack([sums, counts]).float().to(accelerator.device))
+    means = (both[0] / both[1].clamp(min=1)).tolist()
     kinds = ["accuracy" if dim.kind == "binary" else "error" for dim in spec.dims]
     names = [f"{kind}/{dim.name}" for kind, dim in zip(kinds, spec.dims, strict=True)]
     return dict(zip(["loss", *names, *(f"first/{name}" for name in names)], means, strict=True))
@@ -325,6 +354,7 @@ def _loader(dataset: WindowDataset, batches: Any, workers: int) -> DataLoader:
         collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),
+        worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=torch.cuda.is_available(),
     )
 

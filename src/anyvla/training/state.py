@@ -22,33 +22,33 @@ def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, progress: dic
     (folder / "state.json").write_text(json.dumps({"param_groups": state["param_groups"], **progress}))
 
 
-def saved_step(checkpoint: Path) -> int:
-    """The optimiser step after which ``checkpoint`` was saved."""
-    return int(_read_progress(checkpoint)["step"])
-
-
-def _read_progress(checkpoint: Path) -> dict[str, Any]:
+def saved_progress(checkpoint: Path) -> dict[str, Any]:
+    """The ``progress`` that was saved with ``checkpoint``, and the optimiser's ``param_groups``."""
     path = checkpoint / "training_state" / "state.json"
     if not path.exists():
         raise CheckpointError(f"{checkpoint}: saved without training_state; a run cannot go on from it")
-    progress: dict[str, Any] = json.loads(path.read_text())
+    try:
+        progress: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     return progress
 
 
 def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore ``optimizer``; returns ``progress`` as it was saved."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = checkpoint / "training_state"
-    progress = _read_progress(checkpoint)
+    progress = saved_progress(checkpoint)
     groups = progress.pop("param_groups")
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
     try:
+        for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except ValueError as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: the optimiser state does not fit the model ({error})") from error
     return progress
 
@@ -65,13 +65,10 @@ def save_rng(folder: Path, rank: int) -> None:
 
 
 def load_rng(folder: Path, rank: int) -> None:
-    """Restore them; a run that goes on with more processes than it had seeds the new ones afresh."""
+    """Restore them."""
     from safetensors.torch import load_file
 
-    path = folder / f"rng-{rank}.safetensors"
-    if not path.exists():
-        return
-    states = load_file(str(path))
+    states = load_file(str(folder / f"rng-{rank}.safetensors"))
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

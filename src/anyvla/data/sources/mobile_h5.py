@@ -20,12 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 from anyvla.actions.spec import NAV3, ActionSpec
-from anyvla.data.episode import OnBadEpisode, Problem
+from anyvla.config import OnBadEpisode
+from anyvla.data.episode import Problem
 from anyvla.data.scenarios import Scenario, scenario_in
 from anyvla.errors import ConfigError, DataError, did_you_mean
+from anyvla.progress import progress_bar
 
+_TEXTS = ("language_instruction", "action_event_types")
 CAMERA = "front"
 DEFAULT_FPS = 2.5
+_MANY_FILES = 1000  # opening more takes seconds
 _RANGE_TOLERANCE = 1e-3  # recorded limits are rounded to float32
 
 
@@ -82,18 +86,21 @@ class MobileH5Source:
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".h5", ".hdf5"))
         if not files:
             raise DataError(f"{path}: no *.h5 or *.hdf5 episode in this folder")
-        self.name = str(path)
+        self.name = str(path.resolve())
         self.spec = spec
         self.problems: list[Problem] = []
         self._episodes: list[MobileH5Episode] = []
         root = path.parent if path.is_file() else path
-        for file in files:
-            try:
-                self._episodes.append(_open_episode(file, file.relative_to(root).as_posix(), spec, language))
-            except DataError as error:
-                if on_bad_episode == "error":
-                    raise DataError(f"{error} (on_bad_episode=skip leaves such episodes out)") from error
-                self.problems.append(Problem(file.relative_to(root).as_posix(), str(error)))
+        with progress_bar("open episodes", len(files), shown=len(files) > _MANY_FILES) as bar:
+            for file in files:
+                bar.advance()
+                name = file.relative_to(root).as_posix()
+                try:
+                    self._episodes.append(_open_episode(file, name, spec, language))
+                except DataError as error:
+                    if on_bad_episode == "error":
+                        raise DataError(f"{error} (on_bad_episode=skip leaves such episodes out)") from error
+                    self.problems.append(Problem(name, str(error)))
         if not self._episodes:
             raise DataError(f"{path}: none of the {len(files)} episodes can be used; the first: {self.problems[0].reason}")
 
@@ -115,9 +122,10 @@ def _open_episode(path: Path, name: str, spec: ActionSpec, language: Literal["en
             for key in ("images", "actions"):
                 if not isinstance(file.get(key), h5py.Dataset):
                     raise DataError(f"{path}: no dataset {key!r}{did_you_mean(key, file.keys())}")
-            shape, dtype = file["images"].shape, file["images"].dtype
-            actions = file["actions"][()]
-            texts = {key: file[key][()] for key in ("language_instruction", "action_event_types") if key in file}
+            shape: tuple[int, ...] = file["images"].shape or ()
+            dtype = file["images"].dtype
+            actions = np.asarray(file["actions"][()]) if file["actions"].shape is not None else np.empty(0)
+            texts = {key: _read_texts(path, key, file[key]) for key in _TEXTS if key in file}
             attributes = dict(file.attrs)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: damaged HDF5 file ({error})") from error
@@ -170,33 +178,38 @@ def _check_range(path: Path, actions: np.ndarray, spec: ActionSpec) -> None:
 
 
 def _fps(path: Path, attributes: dict[str, Any]) -> float:
-    fps = float(attributes.get("fps", DEFAULT_FPS))
-    if not (np.isfinite(fps) and fps > 0):
-        raise DataError(f"{path}: attribute 'fps' is {fps}, not a positive number")
-    return fps
+    stored = np.asarray(attributes.get("fps", DEFAULT_FPS))
+    if stored.size != 1 or stored.dtype.kind not in "fiu" or not (np.isfinite(stored).all() and stored.item() > 0):
+        raise DataError(f"{path}: attribute 'fps' is {stored.tolist()!r}, not a positive number")
+    return float(stored.item())
 
 
-def _instruction(path: Path, stored: Any, scenario: Scenario | None, language: Literal["en", "ko"]) -> str:
-    if stored is not None:
-        values = np.atleast_1d(stored)
-        text = _text(path, "language_instruction", values[0]).strip() if len(values) else ""
-        if text:
-            return text
+def _read_texts(path: Path, key: str, stored: Any) -> list[str]:
+    """The strings of a dataset of one dimension (or of one string)."""
+    import h5py
+
+    if not isinstance(stored, h5py.Dataset) or stored.shape is None or len(stored.shape) > 1:
+        raise DataError(f"{path}: key {key!r}: not a list of strings")
+    texts = []
+    for value in np.atleast_1d(stored[()]).tolist():
+        if not isinstance(value, (bytes, str)):
+            raise DataError(f"{path}: key {key!r}: holds {value!r}, not a string")
+        try:
+            texts.append(value.decode("utf-8") if isinstance(value, bytes) else value)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: key {key!r}: not UTF-8 ({error})") from error
+    return texts
+
+
+def _instruction(path: Path, stored: list[str] | None, scenario: Scenario | None, language: Literal["en", "ko"]) -> str:
+    if stored and stored[0].strip():
+        return stored[0].strip()
     if scenario is None:
         raise DataError(f"{path}: no 'language_instruction', and no scenario such as 1box_hori_left in the file's name")
     return scenario.instruction(language)
 
 
-def _events(path: Path, stored: Any, length: int) -> dict[str, int]:
-    if stored is None:
-        return {}
-    if len(stored) != length:
+def _events(path: Path, stored: list[str] | None, length: int) -> dict[str, int]:
+    if stored is not None and len(stored) != length:
         raise DataError(f"{path}: key 'action_event_types': {len(stored)} events for {length} frames")
-    return dict(Counter(_text(path, "action_event_types", event) for event in stored))
-
-
-def _text(path: Path, key: str, value: Any) -> str:
-    try:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: key {key!r}: not UTF-8 ({error})") from error
+    return dict(Counter(stored or ()))

@@ -175,15 +175,22 @@ def load_backbone_definition(folder: Path, queries: int, image_size: tuple[int, 
 
 def _load(path: str, queries: int, image_size: tuple[int, int], random_weights: bool) -> Backbone:
     register_tiny()
+    if not (Path(path) / "config.json").exists():
+        raise CheckpointError(f"{path}: no usable vision-language model: no folder with a config.json")
     try:
         config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = (
-            AutoModelForImageTextToText.from_config(config)
-            if random_weights
-            else AutoModelForImageTextToText.from_pretrained(path)
-        )
         processor = json.loads((Path(path) / "preprocessor_config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no usable vision-language model ({error})") from error
-    return Backbone(model, tokenizer, queries, image_size, processor["image_mean"], processor["image_std"])
+        pixel_mean, pixel_std = processor["image_mean"], processor["image_std"]
+        # weights in full precision whatever was stored: training in bf16 computes in bf16, and updates fp32 weights
+        make = AutoModelForImageTextToText
+        if random_weights:
+            model = make.from_config(config, dtype=torch.float32)
+        else:
+            model = make.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
+    for attribute in ("image_token_id", "image_seq_length"):
+        if getattr(config, attribute, None) is None:
+            raise CheckpointError(f"{path}: {config.model_type} has no {attribute}: its way to merge images is not known here")
+    return Backbone(model, tokenizer, queries, image_size, pixel_mean, pixel_std)

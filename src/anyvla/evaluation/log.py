@@ -1,0 +1,62 @@
+"""The log of an evaluation: every finished episode at once, so that an interrupted evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from anyvla.errors import ConfigError
+from anyvla.evaluation.tasks import EpisodeResult
+
+
+class EpisodeLog:
+    """``results`` and ``seconds`` of this evaluation so far, kept in a file if there is one.
+
+    The first line of the file says which evaluation it is; a file of another one is begun anew.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.results: list[EpisodeResult] = []
+        self.seconds = 0.0
+        self._path = path
+        if path is None:
+            return
+        header = json.dumps(about, sort_keys=True)
+        try:
+            lines = path.read_text().splitlines() if path.exists() else []
+            if lines and lines[0] == header:
+                self._read(lines[1:])
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(header)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def add(self, result: EpisodeResult) -> None:
+        self.results.append(result)
+        self._append(result.to_dict())
+
+    def add_seconds(self, seconds: float) -> None:
+        """Time that was spent on the episodes."""
+        self.seconds += seconds
+        self._append({"seconds": seconds})
+
+    def _append(self, value: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write("\n" + json.dumps(value))  # first the newline: it ends a line that was cut short
+
+    def _read(self, lines: list[str]) -> None:
+        found = {}
+        for line in lines:
+            try:
+                value = json.loads(line)
+                if value.keys() == {"seconds"}:
+                    self.seconds += value["seconds"]
+                    continue
+                result = EpisodeResult.from_dict(value)
+            except (json.JSONDecodeError, TypeError):
+                continue  # the line that was being written when the process died
+            found[result.index] = result
+        self.results = list(found.values())
