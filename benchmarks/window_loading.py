@@ -63,7 +63,8 @@ def main() -> None:
 
         def ours() -> np.ndarray:
             episode, start = draw()
-            return np.array(store.read(source.episode(episode).name, start, start + WINDOW)["front"])  # a copy: every byte is read
+            frames = store.read(source.episode(episode).name, start, start + WINDOW)["front"]
+            return np.array(frames)  # a copy: every byte is read
 
         def plain() -> np.ndarray:
             episode, start = draw()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.images import resize_frame
@@ -88,13 +88,12 @@ def _contact_sheet(source: EpisodeSource, episodes: list[Episode]) -> tuple[Imag
         "RGB", (_SHEET_COLUMNS * (width + margin) + margin, count * (height + caption + margin) + margin), "#f4f4f2"
     )
     draw = ImageDraw.Draw(sheet)
+    wide_font = _font_with_hangul()
     problems = []
     camera = source.cameras[0]
     for r, episode in enumerate(rows):
         top = margin + r * (height + caption + margin)
-        # Pillow's own font has Latin letters only
-        text = f"{episode.name}: {episode.instruction}".encode("ascii", "replace").decode()
-        draw.text((margin, top), text[:150], fill="#333333")
+        draw.text((margin, top), _caption(episode, wide_font), fill="#333333", font=wide_font)
         try:
             for c in range(_SHEET_COLUMNS):
                 t = round(c * (episode.length - 1) / (_SHEET_COLUMNS - 1))
@@ -103,6 +102,23 @@ def _contact_sheet(source: EpisodeSource, episodes: list[Episode]) -> tuple[Imag
         except DataError as error:
             problems.append(Problem(episode.name, str(error)))
     return sheet, problems
+
+
+def _font_with_hangul() -> ImageFont.FreeTypeFont | None:
+    """A system font that can write Korean, if there is one; Pillow's own has Latin letters only."""
+    names = ("NotoSansCJK-Regular.ttc", "NanumGothic.ttf", "UnDotum.ttf", "AppleSDGothicNeo.ttc", "DroidSansFallbackFull.ttf")
+    for name in names:
+        try:
+            return ImageFont.truetype(name, 12)
+        except OSError:
+            continue
+    return None
+
+
+def _caption(episode: Episode, font: ImageFont.FreeTypeFont | None) -> str:
+    if font is None and not episode.instruction.isascii():
+        return f"{episode.name}: (no font here for its sentence)"
+    return f"{episode.name}: {episode.instruction}"[:150]
 
 
 def _histograms(source: EpisodeSource, actions: np.ndarray, lengths: np.ndarray, path: Path) -> None:
@@ -119,7 +135,8 @@ def _histograms(source: EpisodeSource, actions: np.ndarray, lengths: np.ndarray,
         for quantile in np.quantile(values, [0.01, 0.99]):
             axis.axvline(quantile, color="#c2571a", linewidth=1, linestyle="--")
     axes[0].set_ylabel("frames (dashed: q01, q99)")
-    axes[-1].hist(lengths, bins=min(30, max(1, int(np.ptp(lengths)) + 1)), color="#6a8f4e")
+    width = max(1, int(np.ptp(lengths)) // 30)  # whole frames a bar
+    axes[-1].hist(lengths, bins=np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5, color="#6a8f4e")
     axes[-1].set_xlabel("episode length [frames]")
     axes[-1].set_ylabel("episodes")
     figure.savefig(path, dpi=110)

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _render(content: ReportContent) -> str:
     main = content.evaluations[0]
     return templates.get_template("report.html").render(
         title=content.title,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         about=main.result,
         headline=_rate(main.result, large=True),
         summary=content.summary or _summary(main.result),
