@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -97,6 +98,15 @@ def test_an_episode_whose_pixels_cannot_be_decoded_is_named_or_skipped(make_epis
     assert [problem.episode for problem in problems] == [bad.name]
     assert bad.name not in store
     assert "episode_000_1box_hori_left.h5" in store
+
+
+def test_it_is_sent_to_another_process_without_its_frames(make_episodes, tmp_path: Path) -> None:
+    store, _ = _open(make_episodes(18, 18, size=(36, 64)), tmp_path / "cache")
+    sent = pickle.dumps(store)
+    assert len(sent) < 2000
+    name = "episode_001_1box_hori_right.h5"
+    again = pickle.loads(sent)  # noqa: S301  our own bytes
+    np.testing.assert_array_equal(again.read(name, 3, 9)["front"], store.read(name, 3, 9)["front"])
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(make_episodes, tmp_path: Path) -> None:

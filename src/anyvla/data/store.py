@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import current_process, get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,12 +56,16 @@ class FrameStore:
     """Resized frames of the episodes of one source, by name."""
 
     def __init__(self, folder: Path, cameras: Sequence[str], size: tuple[int, int], entries: dict[str, _Entry]) -> None:
+        self._opened_with = (folder, cameras, size, entries)
         self._entries = entries
         self._frames = {}
         for camera in cameras:
             path = folder / f"{camera}.frames"
             rows = path.stat().st_size // (size[0] * size[1] * 3)
             self._frames[camera] = np.memmap(path, dtype=np.uint8, mode="r", shape=(rows, *size, 3))
+
+    def __reduce__(self) -> tuple[type[FrameStore], tuple[Any, ...]]:
+        return FrameStore, self._opened_with  # a worker process opens the files anew; a pickled map would be a copy of them
 
     def read(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
         """Camera -> (stop - start, h, w, 3) uint8 of frames ``start`` to ``stop`` (exclusive) of one episode, not copied."""
