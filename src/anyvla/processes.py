@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back in this thread while processes are started, which inherit that; it takes effect after the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold Ctrl-C back while processes are started: they inherit that it is blocked; here it takes effect after the block."""
+    resource_tracker.ensure_running()  # started with the first process, it would unblock Ctrl-C again
+    arrived: list[int] = []
+    # blocking it is not enough here: another thread, such as that of a progress bar, may take it and wake this one
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number)) if in_main_thread else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+    if arrived and callable(handler):
+        handler(signal.SIGINT, None)
 
 
 def leave_interrupts_to_the_main_process(*_: object) -> None:
