@@ -17,9 +17,8 @@ import numpy as np
 from anyvla.data.scenarios import Scenario
 
 ROBOT_RADIUS = 0.2
-GOAL_DISTANCE = (
-    0.73  # of the goal before the target's centre: everywhere within 0.3 m of it the robot stands free of the target
-)
+# of the goal before the target's centre: everywhere within 0.3 m of the goal the robot stands free of the target
+GOAL_DISTANCE = 0.73
 
 TARGETS = ("bottle", "ball", "can", "cup", "plant", "chair")
 FLOORS = ("checker", "wood", "tiles", "carpet", "concrete")
