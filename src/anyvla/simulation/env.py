@@ -43,7 +43,7 @@ class BoxNav(gymnasium.Env):
     Action: (A,) float32 commanded velocities in the robot's frame, as the action spec says, held for 0.4 s.
     Reward: 1 at the step that ends in success, else 0.
 
-    An episode is terminated by a collision, or when the robot has moved and then stands within 0.3 m of the goal (0.73 m
+    An episode is terminated by a collision, or when the robot has moved and then stands within 0.3 m of the goal (0.6 m
     before the target); it is truncated after ``max_steps``. Success: stopped there, no collision, every box passed on the
     named side. ``info`` tells all of it at every step (``position`` [x, y, yaw] and ``goal`` [x, y] in the world,
     ``passed`` "left", "right" or None per box, ...); at the end ``info["failure"]`` is None or ``collision``,

@@ -17,8 +17,7 @@ import numpy as np
 from anyvla.data.scenarios import Scenario
 
 ROBOT_RADIUS = 0.2
-# of the goal before the target's centre: everywhere within 0.3 m of the goal the robot stands free of the target
-GOAL_DISTANCE = 0.73
+GOAL_DISTANCE = 0.6  # the goal lies this far before the target's centre
 
 TARGETS = ("bottle", "ball", "can", "cup", "plant", "chair")
 FLOORS = ("checker", "wood", "tiles", "carpet", "concrete")

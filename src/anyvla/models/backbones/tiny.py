@@ -180,8 +180,7 @@ class TinyVLMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.Embedding):
-            # small: a step of the optimiser then changes what a word means, and language is learned first, not last
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, VisionTower):
             nn.init.normal_(module.row_embedding, std=std)
             nn.init.normal_(module.column_embedding, std=std)
