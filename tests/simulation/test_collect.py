@@ -163,7 +163,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups")
 @pytest.mark.parametrize("episodes_before", [0, 3])
 def test_ctrl_c_leaves_complete_files_and_no_processes(tmp_path: Path, episodes_before: int) -> None:
     script, out = tmp_path / "run.py", tmp_path / "out"
