@@ -1,64 +1,91 @@
-"""The contract of a head: features of a window in, a chunk of raw actions at each of its steps out.
+"""The contract of a head: features of a window in, a chunk of actions at each of its steps out.
 
-History is an explicit state that the caller keeps. Heads hold none, so batches may change between any two calls.
+History is an explicit state that the caller keeps, one per episode. Heads hold none, so the batch may change between any
+two calls.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from anyvla.actions import ActionSpec
+from anyvla.config import LossConfig
+from anyvla.models.losses import action_loss, sample_actions
 
 
 @dataclass(frozen=True)
 class HeadState:
-    """The features of the last steps of B episodes, oldest first.
+    """The history of one episode: ``features`` (h, Q, D) of its last steps, oldest first; None before the first step."""
 
-    Attributes:
-        features: (B, H, Q, D); only the first ``count[b]`` steps of row b are real. count: (B,) int64.
-    """
-
-    features: torch.Tensor
-    count: torch.Tensor
-
-    @staticmethod
-    def cat(states: list[HeadState]) -> HeadState:
-        """Put the states of several episodes into one batch."""
-        return HeadState(torch.cat([s.features for s in states]), torch.cat([s.count for s in states]))
-
-    def split(self) -> list[HeadState]:
-        """The states of the single episodes of a batch."""
-        return [HeadState(f[None], c[None]) for f, c in zip(self.features, self.count, strict=True)]
+    features: torch.Tensor | None = None
 
 
 class Head(nn.Module, ABC):
-    """Features (B, H, Q, D) -> raw actions (B, H, L, A); step h depends on steps 0..h only.
+    """Features (B, H, Q, D) -> actions (B, H, L, A); step h depends on steps 0..h only.
 
-    ``history`` says how many steps it looks back on at run time: H, or 1 if each step stands alone.
+    A head is made by ``(config, width, queries, spec, window, chunk, bounded, loss)``: D, Q, the action spec, H, L, whether
+    normalised continuous actions lie in [-1, 1], and how the loss is computed.
+
+    Attributes:
+        history: steps it looks back on at run time: H, or 1 if each step stands alone.
     """
 
-    history: int
+    def __init__(self, spec: ActionSpec, loss: LossConfig, history: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.loss_config = loss
+        self.history = history
 
     @abstractmethod
-    def forward(self, features: torch.Tensor) -> torch.Tensor: ...
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, H, Q, D) -> raw actions (B, H, L, A): normalised continuous values and logits of binary dimensions."""
 
-    def init_state(self, batch: int, features: tuple[int, int], device: torch.device) -> HeadState:
-        """The state before the first step of ``batch`` episodes, for (Q, D) features a step."""
-        return HeadState(
-            torch.zeros(batch, self.history, *features, device=device, dtype=next(self.parameters()).dtype),
-            torch.zeros(batch, dtype=torch.int64, device=device),
-        )
+    def loss(
+        self, features: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What training minimises, and its parts by name; see ``action_loss``.
 
-    def step(self, features: torch.Tensor, state: HeadState) -> tuple[torch.Tensor, HeadState]:
-        """One step at run time: features (B, Q, D) -> raw actions (B, L, A), and the next state.
-
-        Computes what training computes: the window that ends at this step, from its first step on.
+        Args:
+            features: (B, H, Q, D). actions: (B, H, L, A) normalised. mask: (B, H, L) bool, True where ``actions`` are real.
         """
-        full = state.count == self.history
-        window = torch.where(full[:, None, None, None], state.features.roll(-1, dims=1), state.features)
-        last = torch.where(full, state.count - 1, state.count)
-        rows = torch.arange(len(last), device=last.device)
-        window = window.index_put((rows, last), features.to(window.dtype))
-        return self(window)[rows, last], HeadState(window, last + 1)
+        return action_loss(self(features), actions, mask, self.spec, self.loss_config)
+
+    def sample(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, H, Q, D) -> normalised actions (B, H, L, A), binary dimensions 0 or 1."""
+        return sample_actions(self(features), self.spec)
+
+    def sample_at(self, features: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        """``sample`` at one step of each window: (B, H, Q, D) and (B,) int64 -> (B, L, A)."""
+        return self.sample(features)[torch.arange(len(steps), device=steps.device), steps]
+
+    def init_state(self) -> HeadState:
+        """The state of one episode before its first step."""
+        return HeadState()
+
+    def step(self, features: torch.Tensor, states: Sequence[HeadState]) -> tuple[torch.Tensor, list[HeadState]]:
+        """One step of each of B episodes at run time, whatever step each has come to.
+
+        Computes what training computes: the window that ends at this step, from its first step on. Shorter windows are padded
+        behind their last step, which cannot influence it.
+
+        Args:
+            features: (B, Q, D) of this step. states: B states, as the step before left them.
+
+        Returns:
+            Normalised actions (B, L, A), binary dimensions 0 or 1, and the next B states.
+        """
+        windows = [self._remember(state, new) for state, new in zip(states, features, strict=True)]
+        last = torch.tensor([len(window) - 1 for window in windows], device=features.device)
+        return self.sample_at(pad_sequence(windows, batch_first=True), last), [HeadState(window) for window in windows]
+
+    def _remember(self, state: HeadState, new: torch.Tensor) -> torch.Tensor:
+        """The last ``history`` steps (h, Q, D) of an episode, ``new`` (Q, D) among them."""
+        if state.features is None or self.history == 1:
+            return new[None]
+        return torch.cat([state.features[1 - self.history :], new[None]])

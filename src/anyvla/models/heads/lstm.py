@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from anyvla.actions import ActionSpec
-from anyvla.config import LSTMHeadConfig
+from anyvla.config import LossConfig, LSTMHeadConfig
 from anyvla.models.heads.base import Head
 from anyvla.models.heads.trunk import ActionTrunk
 
@@ -15,10 +15,17 @@ class LSTMHead(Head):
     """Every step of the window is predicted, from a zero state at its first step."""
 
     def __init__(
-        self, config: LSTMHeadConfig, width: int, queries: int, spec: ActionSpec, window: int, chunk: int, bounded: bool
+        self,
+        config: LSTMHeadConfig,
+        width: int,
+        queries: int,
+        spec: ActionSpec,
+        window: int,
+        chunk: int,
+        bounded: bool,
+        loss: LossConfig,
     ) -> None:
-        super().__init__()
-        self.history = window
+        super().__init__(spec, loss, history=window)
         dropout = config.dropout if config.layers > 1 else 0.0  # PyTorch drops between layers only
         self.rnn = nn.LSTM(width * queries, config.hidden, config.layers, batch_first=True, dropout=dropout)
         self.trunk = ActionTrunk(config.hidden, config.trunk, spec, chunk, bounded)
