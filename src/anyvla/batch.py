@@ -16,6 +16,7 @@ class Batch:
         prompts: B strings, as made by the prompt function.
         actions: (B, H, L, A) float32, normalised.
         action_mask: (B, H, L) bool, True where the action is real.
+        state: (B, H, S) float32, normalised, or None. present: (B, C) bool, False where a window lacks a camera; None: all there.
         names: B strings ``episode@frame`` that say where each window comes from.
     """
 
@@ -24,6 +25,8 @@ class Batch:
     actions: torch.Tensor
     action_mask: torch.Tensor
     names: list[str]
+    state: torch.Tensor | None = None
+    present: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         return replace(
@@ -31,4 +34,6 @@ class Batch:
             images={camera: image.to(device, non_blocking=True) for camera, image in self.images.items()},
             actions=self.actions.to(device, non_blocking=True),
             action_mask=self.action_mask.to(device, non_blocking=True),
+            state=None if self.state is None else self.state.to(device, non_blocking=True),
+            present=None if self.present is None else self.present.to(device, non_blocking=True),
         )

@@ -26,7 +26,6 @@ import torch
 from anyvla.config import Config, parse_config
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
-from anyvla.models.losses import sample_actions
 from anyvla.models.vla import VLA, build_vla
 
 Which = Literal["best", "last"]
@@ -107,16 +106,17 @@ def check_example(checkpoint: Checkpoint) -> float:
 def _run_example(model: VLA, transforms: Transforms, example: dict[str, Any]) -> np.ndarray:
     """(L, A) normalised actions for the example's instruction and images drawn from its seed."""
     rng = np.random.default_rng(example["seed"])
-    device = model.backbone.queries.device
+    device = model.backbone.device
     images = {
         camera: torch.from_numpy(rng.integers(0, 256, (1, 3, *transforms.image_size), dtype=np.uint8)).to(device)
         for camera in transforms.cameras
     }
     training = model.training
     model.eval()
-    raw, _ = model.step(images, [transforms.prompt(example["instruction"])], model.init_state(1))
+    state = torch.zeros(1, size, device=device) if (size := model.backbone.state_size) else None
+    actions, _ = model.step(images, [transforms.prompt(example["instruction"])], [model.init_state()], state)
     model.train(training)
-    return sample_actions(raw[0].float(), transforms.spec).cpu().numpy()
+    return actions[0].float().cpu().numpy()
 
 
 def resolve_checkpoint(path: Path, which: Which = "last") -> Path:

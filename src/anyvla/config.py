@@ -60,7 +60,9 @@ class ObservationConfig(Settings):
     """What the model sees."""
 
     cameras: list[str] | None = Field(None, min_length=1, description="camera names; all that the data have if null")
-    image_size: tuple[Positive, Positive] = Field((64, 112), description="height and width of the model's images")
+    image_size: tuple[Positive, Positive] | None = Field(
+        None, description="height and width of the model's images; those that the backbone was trained with if null"
+    )
     fit: Fit = Field("stretch", description="how a frame of another aspect ratio is brought to image_size")
     prompt: str = Field("{instruction}", pattern=r"\{instruction\}", description="template around the instruction")
 
@@ -95,10 +97,10 @@ class TinyBackboneConfig(Settings):
 
 
 class PretrainedBackboneConfig(Settings):
-    """A pretrained model of transformers, from a folder, whose prompt is ``<image>`` tokens and then text, as LLaVA's."""
+    """A pretrained image-text-to-text model of transformers, or one of those defined here."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: str = Field(description="folder with config.json, weights, tokenizer and preprocessor_config.json")
+    path: str = Field(description="folder with config.json, weights, tokenizer and image processor; or a name of the hub")
     random_weights: bool = Field(False, description="take the architecture only")
 
 
@@ -106,6 +108,15 @@ class OneStepConfig(Settings):
     """No history: one observation in, one chunk out."""
 
     type: Literal["one_step"] = "one_step"
+
+
+class InterleavedConfig(Settings):
+    """History in the backbone: frames and query tokens of the window in one causal sequence."""
+
+    type: Literal["interleaved"] = "interleaved"
+    keep: int | None = Field(
+        None, ge=0, description="frames that a full window begins again with at run time; half of the window if null"
+    )
 
 
 class PolicyHeadConfig(Settings):
@@ -132,8 +143,71 @@ class LSTMHeadConfig(Settings):
     trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
 
 
+class GPTHeadConfig(Settings):
+    """A causal transformer over the features of the window."""
+
+    type: Literal["gpt"] = "gpt"
+    hidden: Positive = 1024
+    layers: Positive = 8
+    attention_heads: Positive = 8
+    dropout: Fraction = 0.1
+    trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> GPTHeadConfig:
+        _check_heads(self.hidden, self.attention_heads)
+        return self
+
+
+class FlowHeadConfig(Settings):
+    """Flow matching: a transformer that turns noise into a chunk. It has a loss of its own (see ``model.loss``)."""
+
+    type: Literal["flow"] = "flow"
+    hidden: Positive = Field(512, description="width of the transformer")
+    layers: Positive = 4
+    attention_heads: Positive = 8
+    steps: int = Field(10, gt=0, le=10, description="Euler steps from noise to actions")
+    times: Literal["beta", "uniform"] = Field("beta", description="times to train at: more of the noisy ones, or all alike")
+    draws: Positive = Field(8, description="times and noises that each chunk is trained at in one step")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> FlowHeadConfig:
+        _check_heads(self.hidden, self.attention_heads)
+        return self
+
+
+def _check_heads(hidden: int, attention_heads: int) -> None:
+    if hidden % attention_heads:
+        raise ValueError(f"hidden {hidden} does not divide into attention_heads {attention_heads}")
+
+
+class DiscreteHeadConfig(Settings):
+    """Actions as tokens of the language model, decoded one after the other, as in RT-2 and OpenVLA."""
+
+    type: Literal["discrete"] = "discrete"
+    bins: int = Field(256, ge=4, description="uniform bins of every continuous dimension")
+
+
+class PoolingConfig(Settings):
+    """Features pooled over tokens, instead of query tokens."""
+
+    tokens: Literal["all", "text", "vision"] = "all"
+    reduce: Literal["max", "mean"] = "max"
+
+
+class ResamplerConfig(Settings):
+    """A Perceiver resampler (Flamingo, arXiv 2204.14198) between connector and language model."""
+
+    depth: Positive = 6
+    latents: Positive = Field(64, description="visual tokens per image that the language model gets")
+    heads: Positive = 8
+
+
 class LossConfig(Settings):
-    """``continuous`` loss, averaged over real actions, plus ``binary_weight`` x binary cross-entropy."""
+    """``continuous`` loss, averaged over real actions, plus ``binary_weight`` x binary cross-entropy.
+
+    Of the heads that predict actions in one go; the flow head minimises the squared error of its velocity.
+    """
 
     continuous: Literal["huber", "mse", "l1"] = "huber"
     huber_delta: float = Field(1.0, gt=0)
@@ -144,9 +218,14 @@ class ModelConfig(Settings):
     """Backbone x structure x head."""
 
     backbone: Annotated[TinyBackboneConfig | PretrainedBackboneConfig, Field(discriminator="type")] = TinyBackboneConfig()
-    queries: Positive = Field(1, description="Q, learnable query tokens")
-    structure: Annotated[OneStepConfig | PolicyHeadConfig, Field(discriminator="type")] = PolicyHeadConfig()
-    head: Annotated[FCHeadConfig | LSTMHeadConfig, Field(discriminator="type")] = LSTMHeadConfig()
+    queries: Positive = Field(1, description="Q, learnable query tokens per frame")
+    pooling: PoolingConfig | None = Field(None, description="features pooled over tokens instead of query tokens")
+    resampler: ResamplerConfig | None = Field(None, description="fewer visual tokens for the language model")
+    state_size: int = Field(0, ge=0, description="S, numbers of the robot's state that enter as one token; 0: none")
+    structure: Annotated[OneStepConfig | InterleavedConfig | PolicyHeadConfig, Field(discriminator="type")] = PolicyHeadConfig()
+    head: Annotated[
+        FCHeadConfig | LSTMHeadConfig | GPTHeadConfig | FlowHeadConfig | DiscreteHeadConfig, Field(discriminator="type")
+    ] = LSTMHeadConfig()
     loss: LossConfig = LossConfig()
 
 
@@ -224,6 +303,15 @@ class Config(Settings):
     def _fits_together(self) -> Config:
         if self.model.structure.type == "one_step" and self.actions.window != 1:
             raise ValueError(f"structure one_step has no history: set actions.window=1 (it is {self.actions.window})")
+        model = self.model
+        if model.structure.type == "interleaved" and (model.structure.keep or 0) >= self.actions.window:
+            raise ValueError(f"model.structure.keep {model.structure.keep} must be less than actions.window {self.actions.window}")
+        if model.head.type == "discrete" and model.structure.type == "policy_head":
+            raise ValueError("the discrete head decodes in the backbone: use it with structure one_step or interleaved")
+        if model.head.type == "discrete" and model.pooling is not None:
+            raise ValueError("the discrete head continues the query tokens: model.pooling does not go with it")
+        if model.pooling is not None and model.queries != 1:
+            raise ValueError(f"with model.pooling there are no query tokens: leave model.queries at 1 (it is {model.queries})")
         execution = self.policy.execution
         if execution.type == "receding" and execution.steps > self.actions.chunk:
             raise ValueError(f"policy.execution.steps {execution.steps} is more than actions.chunk {self.actions.chunk}")

@@ -62,6 +62,9 @@ def prepare_data(config: Config) -> PreparedData:
         DataError: the data cannot be used; see the source and the store.
         ConfigError: a camera that the data lack, or no data.path.
     """
+    image_size = config.observation.image_size
+    if image_size is None:
+        raise ConfigError("observation.image_size is not set: what the backbone takes is not known to the data")
     source = open_source(config.data, config.actions.spec)
     cameras = tuple(config.observation.cameras or source.cameras)
     for camera in cameras:
@@ -70,7 +73,7 @@ def prepare_data(config: Config) -> PreparedData:
     store, unreadable = open_store(
         source,
         cameras,
-        config.observation.image_size,
+        image_size,
         fit=config.observation.fit,
         cache=config.data.cache,
         on_bad_episode=config.data.on_bad_episode,
@@ -83,7 +86,7 @@ def prepare_data(config: Config) -> PreparedData:
         normalizer=fit_normalizer(config.actions.normalization, statistics, source.spec),
         statistics=statistics,
         cameras=cameras,
-        image_size=config.observation.image_size,
+        image_size=image_size,
         fit=config.observation.fit,
         prompt_template=config.observation.prompt,
         window=config.actions.window,

@@ -22,8 +22,6 @@ from anyvla.checkpoint import Checkpoint, Which, load_checkpoint
 from anyvla.config import ExecutionConfig, PolicyConfig, RecedingHorizonConfig
 from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError
-from anyvla.models.heads.base import HeadState
-from anyvla.models.losses import sample_actions
 from anyvla.models.vla import VLA
 from anyvla.policies.execution import Execution, make_execution
 from anyvla.policies.safety import SafeAction, SafetyFilter
@@ -56,7 +54,7 @@ class Session:
     """One robot's episode: its instruction, the model's state, the chunk in execution, the safety filter."""
 
     prompt: str
-    state: HeadState
+    state: Any  # of the model: what it remembers of this episode
     execution: Execution
     safety: SafetyFilter
     chunk: np.ndarray | None = None  # (L, A) robot units, as last predicted
@@ -79,7 +77,7 @@ class Policy:
         self.transforms = transforms
         self.config = config
         self._model = model.eval()
-        self._device = model.backbone.queries.device
+        self._device = model.backbone.device
         self._session: Session | None = None
 
     @classmethod
@@ -117,7 +115,7 @@ class Policy:
         safety = self.config.safety
         return Session(
             self.transforms.prompt(instruction),
-            self._model.init_state(1),
+            self._model.init_state(),
             make_execution(self.config.execution, self.transforms.spec),
             SafetyFilter(
                 self.transforms.spec,
@@ -156,7 +154,7 @@ class Policy:
         """``act`` for several episodes in one forward pass; the sessions' states move on by one step."""
         ages = observation_ages or [0.0] * len(sessions)
         # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
-        every_frame = self._model.head.history > 1
+        every_frame = self._model.history > 1
         due = [i for i, session in enumerate(sessions) if every_frame or session.execution.needs_chunk()]
         if due:
             self._predict([sessions[i] for i in due], [images[i] for i in due])
@@ -176,8 +174,8 @@ class Policy:
             camera: torch.from_numpy(np.stack([frame[camera] for frame in frames])).permute(0, 3, 1, 2).to(self._device)
             for camera in transforms.cameras
         }
-        state = HeadState.cat([session.state for session in sessions])
-        raw, state = self._model.step(batch, [session.prompt for session in sessions], state)
-        chunks = transforms.normalizer.denormalize(sample_actions(raw.float(), transforms.spec).cpu().numpy())
-        for session, chunk, part in zip(sessions, chunks, state.split(), strict=True):
-            session.chunk, session.state = chunk, part
+        prompts, states = [session.prompt for session in sessions], [session.state for session in sessions]
+        actions, states = self._model.step(batch, prompts, states)
+        chunks = transforms.normalizer.denormalize(actions.float().cpu().numpy())
+        for session, chunk, state in zip(sessions, chunks, states, strict=True):
+            session.chunk, session.state = chunk, state

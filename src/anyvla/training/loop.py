@@ -35,7 +35,7 @@ from anyvla.data.prepare import PreparedData, prepare_data
 from anyvla.data.sampler import Item, WindowSampler
 from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
-from anyvla.models.losses import action_loss, sample_actions
+from anyvla.models.backbones.load import resolve_image_size
 from anyvla.models.vla import VLA
 from anyvla.processes import leave_interrupts_to_the_main_process
 from anyvla.progress import Bar, progress_bar
@@ -70,6 +70,7 @@ def train(config: Config, resume: bool = False) -> Path:
         ConfigError: the folder holds another run. DataError: the data cannot be used.
         TrainingError: a loss or gradient is not finite. Interrupted: after Ctrl-C or SIGTERM, with the last step saved.
     """
+    config = resolve_image_size(config)
     run = config.out
     resume_from = _check_run_folder(config, resume)
     accelerator = _make_accelerator(config)
@@ -244,8 +245,7 @@ class _Loop:
             names += batch.names
             with self.accelerator.accumulate(self.model):
                 with self.accelerator.autocast():
-                    raw = self.model(batch.images, batch.prompts)
-                loss, _ = action_loss(raw, batch.actions, batch.action_mask, self.data.transforms.spec, self.config.model.loss)
+                    loss = self.model(batch)["loss"]
                 value = loss.item()
                 if not math.isfinite(value):
                     raise self._not_finite("loss", value, batch.names)
@@ -274,7 +274,7 @@ class _Loop:
         )
         # not the wrapped model: its forward is a meeting of all processes, and one of them may have nothing to validate
         model = self.accelerator.unwrap_model(self.model)
-        values = validate(model, loader, self.data.transforms, self.config, self.accelerator)
+        values = validate(model, loader, self.data.transforms, self.accelerator)
         self._log(bar, {f"validation/{name}": value for name, value in values.items()})
         better = values["loss"] < self.best
         self.best = min(self.best, values["loss"])
@@ -311,7 +311,7 @@ class _Loop:
 
 @torch.no_grad()
 def validate(
-    model: torch.nn.Module, loader: DataLoader, transforms: Transforms, config: Config, accelerator: Accelerator
+    model: VLA, loader: DataLoader, transforms: Transforms, accelerator: Accelerator
 ) -> dict[str, float]:
     """Loss over ``loader``, and the mean absolute error (binary: accuracy) of every dimension in robot units.
 
@@ -324,16 +324,16 @@ def validate(
     for batch in loader:
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
-            raw = model(batch.images, batch.prompts)
-        loss, _ = action_loss(raw, batch.actions, batch.action_mask, spec, config.model.loss)
-        weight = batch.action_mask.sum().cpu()
-        sums[0] += loss.cpu() * weight
-        counts[0] += weight
-        predicted = transforms.normalizer.denormalize(sample_actions(raw.float(), spec).cpu().numpy())
-        target = transforms.normalizer.denormalize(batch.actions.cpu().numpy())
+            losses, actions = model.evaluate(batch)
+        acted = actions.shape[1]  # how many of the window's last steps the model acts at
+        mask = batch.action_mask[:, -acted:].cpu()
+        sums[0] += losses["loss"].cpu() * mask.sum()
+        counts[0] += mask.sum()
+        predicted = transforms.normalizer.denormalize(actions.float().cpu().numpy())
+        target = transforms.normalizer.denormalize(batch.actions[:, -acted:].cpu().numpy())
         error = torch.from_numpy(abs(predicted - target)).to(sums)
         error[..., torch.from_numpy(spec.binary)] = 1 - error[..., torch.from_numpy(spec.binary)]  # accuracy
-        mask = batch.action_mask[..., None].cpu().to(sums)
+        mask = mask[..., None].to(sums)
         sums[1 : len(spec) + 1] += (error * mask).sum((0, 1, 2))
         counts[1 : len(spec) + 1] += mask.sum()
         sums[len(spec) + 1 :] += (error[:, -1, 0] * mask[:, -1, 0]).sum(0)

@@ -1,41 +1,42 @@
 """The one adapter between vision-language models and everything behind them: images and prompts in, query features out.
 
-Query tokens are slots in the model's own sequence. They are put right behind the last real token of each row, a hook on the
-input embedding writes the learnable vectors into them, and the hidden states at these places come back. Merging of images,
-masks and positions stay the model's own; vocabulary logits are never computed. Nothing here depends on the family of the model.
+Query tokens are slots in the model's own sequence. They are put right behind the last real token, a hook on the input embedding
+writes the learnable vectors into them, and the hidden states at these places come back. Merging of images, masks and positions
+stay the model's own; vocabulary logits are never computed. What differs between families is in ``families.py``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anyvla.config import PretrainedBackboneConfig, TinyBackboneConfig
-from anyvla.errors import CheckpointError, ConfigError
-from anyvla.models.backbones.tiny import (
-    STRIDE,
-    TinyVLMConfig,
-    TinyVLMForConditionalGeneration,
-    register_tiny,
-    tiny_tokenizer,
-)
+from anyvla.config import PoolingConfig
+from anyvla.errors import ConfigError
+from anyvla.models.backbones.families import Family
+from anyvla.models.backbones.sequence import TokenSequence, build_sequence
+from anyvla.models.resampler import PerceiverResampler
 
 # the towers by which parameters are frozen, grouped and counted
 TOWERS = ("vision", "connector", "language")
 
+Slots = list[tuple[torch.Tensor, torch.Tensor]]  # places (N, K) and the vectors (N, K, D) that stand there
+
 
 class Backbone(nn.Module):
-    """A vision-language model with Q learnable query tokens.
+    """A vision-language model with Q learnable query tokens, and what may stand around it.
 
     Attributes:
-        width: D, the width of its hidden states. image_size: (h, w) of the images it takes.
+        width: D, the width of its hidden states. readouts: features per frame, Q, or 1 with pooling.
+        image_size: (h, w) of the images it takes. family: see ``families.py``.
+        resampler: a Perceiver between connector and language model, or None. state_encoder: state -> one token, or None.
     """
 
     pixel_mean: torch.Tensor
@@ -45,71 +46,182 @@ class Backbone(nn.Module):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        family: Family,
         queries: int,
-        image_size: tuple[int, int],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        *,
+        pooling: PoolingConfig | None = None,
+        resampler: PerceiverResampler | None = None,
+        state_size: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.image_size = image_size
-        embedding = model.get_input_embeddings().weight
-        self.width = embedding.shape[1]
+        self.family = family
+        self.image_size = family.image_size
+        self.pooling = pooling
+        self.resampler = resampler
+        if resampler is not None:
+            family.connector_module(model)  # there must be one
+            family.tokens_per_image = resampler.latents.shape[0]
+        scale = self.embedding_scale()
+        self.width = model.get_input_embeddings().weight.shape[1]
         # as large as the embeddings among which they will stand: a query of 0 would get no gradient through the first norm
-        scale = embedding.detach().float().std().item() if not embedding.is_meta else 0.02
-        self.queries = nn.Parameter(torch.randn(queries, self.width) * scale)
+        self.queries = nn.Parameter(torch.randn(queries, self.width) * scale) if pooling is None else None
+        self.readouts = queries if pooling is None else 1
+        self.state_size = state_size
+        self.state_encoder = nn.Linear(state_size, self.width) if state_size else None
+        if self.state_encoder is not None:
+            nn.init.normal_(self.state_encoder.weight, std=scale)
+            nn.init.normal_(self.state_encoder.bias, std=scale)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1) * 255, persistent=False)
 
-    def encode(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
-        """Features of N observations.
+    @torch.no_grad()
+    def embedding_scale(self) -> float:
+        """Standard deviation of what the input embedding gives, which some families scale inside it."""
+        embedding = self.model.get_input_embeddings()
+        if embedding.weight.is_meta:
+            return 0.02
+        words = torch.arange(min(1024, len(embedding.weight)), device=embedding.weight.device)
+        return embedding(words).float().std().item()
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def encode(self, images: torch.Tensor, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
+        """Features of N observations, each for itself.
 
         Args:
-            images: (N, C, 3, h, w) uint8 RGB, C cameras. prompts: N strings.
+            images: (N, C, 3, h, w) uint8 RGB, C cameras. prompts: N strings. state: (N, S), where the model takes one.
 
         Returns:
             (N, Q, D): hidden states, after the last norm, at the query tokens.
         """
-        count, cameras = images.shape[:2]
-        unique = list(dict.fromkeys(prompts))  # the frames of a window share one prompt
-        ids, mask, slots = self._sequence(unique, cameras, images.device)
-        if len(unique) < count:
-            row = {prompt: i for i, prompt in enumerate(unique)}
-            rows = torch.tensor([row[prompt] for prompt in prompts], device=images.device)
-            ids, mask, slots = ids[rows], mask[rows], slots[rows]
-        pixels = ((images.flatten(0, 1) - self.pixel_mean) / self.pixel_std).to(self.model.dtype)
-        with self._queries_in(slots):
-            hidden = self.model.base_model(input_ids=ids, pixel_values=pixels, attention_mask=mask).last_hidden_state
-        return hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.encode_windows(images[:, None], prompts, state if state is None else state[:, None])[0][:, 0]
 
-    def _sequence(
-        self, prompts: Sequence[str], cameras: int, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Token ids (N, T) and attention mask (N, T), padded on the right, and the places of the queries (N, Q)."""
-        config = self.model.config
-        image_tokens = [config.image_token_id] * (config.image_seq_length * cameras)
-        texts = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
-        rows = [bos + image_tokens + text for text in texts]
-        queries = len(self.queries)
-        length = max(map(len, rows)) + queries
-        pad = self.tokenizer.pad_token_id
-        # a slot repeats the id of the last word: neither padding nor an image, whatever the model
-        words = [(text or bos or [self.tokenizer.eos_token_id])[-1] for text in texts]
-        ids = [row + [word] * queries + [pad] * (length - len(row) - queries) for row, word in zip(rows, words, strict=True)]
-        ends = torch.tensor([len(row) for row in rows], device=device)
-        slots = ends[:, None] + torch.arange(queries, device=device)
-        mask = torch.arange(length, device=device) < ends[:, None] + queries
-        return torch.tensor(ids, device=device), mask.long(), slots
+    def encode_windows(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        state: torch.Tensor | None = None,
+        *,
+        present: torch.Tensor | None = None,
+        suffix: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of N windows of H frames, each window one sequence, causal from frame to frame.
+
+        Args:
+            images: (N, H, C, 3, h, w) uint8 RGB. prompts: N strings. state: (N, H, S).
+            present: (N, C) bool, False where a row lacks a camera; all if None. suffix: (N, K, D) embeddings behind the window.
+
+        Returns:
+            (N, H, Q, D) hidden states at the query tokens, and (N, K, D) at the suffix.
+        """
+        count, window, cameras = images.shape[:3]
+        if present is None:
+            counts = [[cameras] * window] * count
+            flat = images.flatten(0, 2)
+        else:
+            counts = [[n] * window for n in present.sum(1).tolist()]
+            flat = images[present[:, None].expand(count, window, cameras)]
+        sequence = self.sequence(prompts, counts, suffix=0 if suffix is None else suffix.shape[1])
+        hidden = self.run(sequence, self.family.inputs(sequence, self.pixels(flat)), state, suffix)
+        return self.readout(hidden, sequence), gather(hidden, sequence.suffix)
+
+    def text_loss(self, images: torch.Tensor, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+        """Mean next-token cross-entropy of N answers, each ended by the end-of-sequence token.
+
+        Only the hidden states in front of answer tokens meet the vocabulary head.
+
+        Args:
+            images: (N, C, 3, h, w) uint8 RGB; C = 0 for text alone.
+        """
+        end = [self.tokenizer.eos_token_id]
+        tails = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] + end for answer in answers]
+        sequence = build_sequence(
+            self.family, prompts, images.device, cameras=[[images.shape[1]]] * len(prompts), tails=tails
+        )
+        pixels = self.pixels(images.flatten(0, 1)) if images.shape[1] else None
+        hidden = self.run(sequence, self.family.inputs(sequence, pixels))
+        real = sequence.tail >= 0
+        rows = torch.arange(len(tails), device=images.device)[:, None].expand_as(sequence.tail)[real]
+        places = sequence.tail[real]
+        return F.cross_entropy(self.family.logits(self.model, hidden[rows, places - 1]), sequence.ids[rows, places])
+
+    def sequence(
+        self, prompts: Sequence[str], cameras: Sequence[Sequence[int]], *, suffix: int = 0, past: int | None = None
+    ) -> TokenSequence:
+        """The token sequence of N windows; see ``build_sequence``."""
+        return build_sequence(
+            self.family,
+            prompts,
+            self.device,
+            cameras=cameras,
+            state=self.state_encoder is not None,
+            queries=0 if self.queries is None else len(self.queries),
+            suffix=suffix,
+            past=past,
+        )
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, h, w) uint8 -> normalised, in the model's type."""
+        return ((images - self.pixel_mean) / self.pixel_std).to(self.model.dtype)
+
+    def run(
+        self,
+        sequence: TokenSequence,
+        inputs: dict[str, Any],
+        state: torch.Tensor | None = None,
+        suffix: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One forward of the language model: hidden states (N, T, D)."""
+        if (state is None) != (self.state_encoder is None):
+            raise ConfigError("the model takes a state, and none is given" if state is None else "the model takes no state")
+        slots: Slots = []
+        if self.queries is not None and sequence.queries.numel():
+            slots.append((sequence.queries.flatten(1), self.queries.repeat(sequence.queries.shape[1], 1)[None]))
+        if self.state_encoder is not None and state is not None and sequence.state.numel():
+            slots.append((sequence.state.flatten(1), self.state_encoder(state)))
+        if suffix is not None:
+            slots.append((sequence.suffix, suffix))
+        with ExitStack() as hooks:
+            hooks.enter_context(self._slots_in(slots, sequence.ids.shape[1]))
+            if self.resampler is not None:
+                hooks.enter_context(self._resampled(self.resampler))
+            return self.family.hidden(self.model, inputs)
+
+    def readout(self, hidden: torch.Tensor, sequence: TokenSequence) -> torch.Tensor:
+        """(N, T, D) -> (N, H, Q, D): at the query tokens, or pooled over the tokens of each frame."""
+        if self.pooling is None:
+            return gather(hidden, sequence.queries.flatten(1)).unflatten(1, sequence.queries.shape[1:])
+        chosen = sequence.mask.bool()
+        if self.pooling.tokens == "vision":
+            chosen = chosen & (sequence.image >= 0)
+        elif self.pooling.tokens == "text":
+            chosen = chosen & (sequence.image < 0)
+        frames = []
+        for h in range(sequence.queries.shape[1]):
+            here = (chosen & (sequence.frame == h))[..., None]
+            if self.pooling.reduce == "max":
+                frames.append(hidden.masked_fill(~here, float("-inf")).amax(1))
+            else:
+                frames.append((hidden * here).sum(1) / here.sum(1))
+        return torch.stack(frames, dim=1)[:, :, None]
 
     @contextmanager
-    def _queries_in(self, slots: torch.Tensor) -> Iterator[None]:
-        """While the block runs, the input embedding gives the query vectors at ``slots`` (N, Q)."""
+    def _slots_in(self, slots: Slots, length: int) -> Iterator[None]:
+        """While the block runs, the input embedding gives the vectors of ``slots`` at their places."""
 
         def put(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            queries = self.queries.to(output.dtype).expand(len(slots), -1, -1)
-            return output.scatter(1, slots[..., None].expand_as(queries), queries)
+            if output.shape[1] != length:  # of something else than our sequence
+                return output
+            for places, vectors in slots:
+                at = places[..., None].expand(-1, -1, output.shape[-1])
+                output = output.scatter(1, at, vectors.to(output.dtype).expand_as(at))
+            return output
 
         handle = self.model.get_input_embeddings().register_forward_hook(put)
         try:
@@ -117,20 +229,41 @@ class Backbone(nn.Module):
         finally:
             handle.remove()
 
+    @contextmanager
+    def _resampled(self, resampler: PerceiverResampler) -> Iterator[None]:
+        """While the block runs, the connector gives resampled visual tokens."""
+
+        def resample(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (resampler(output[0]), *output[1:])
+            return resampler(output)
+
+        handle = self.family.connector_module(self.model).register_forward_hook(resample)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def tower_modules(self) -> dict[str, nn.Module]:
+        """The modules of vision and language; what is in neither is the connector."""
+        return {"vision": self.family.vision(self.model), "language": self.family.language(self.model)}
+
     def towers(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by tower (see ``TOWERS``); query tokens belong to the connector, each parameter to one tower."""
-        language = {id(p) for p in self.model.get_decoder().parameters()}
+        vision = {id(p) for p in self.family.vision(self.model).parameters()}
+        connector = {id(p) for p in self.family.connector_parameters(self.model)}
+        language = {id(p) for p in self.family.language(self.model).parameters()}
         embedding = self.model.get_output_embeddings()
         language |= {id(p) for p in embedding.parameters()} if embedding is not None else set()
-        vision = {id(p) for p in self.model.get_encoder("image").parameters()}
         result: dict[str, list[nn.Parameter]] = {tower: [] for tower in TOWERS}
         for parameter in self.parameters():
-            tower = "vision" if id(parameter) in vision else "language" if id(parameter) in language else "connector"
-            result[tower].append(parameter)
+            inside = id(parameter)
+            in_connector = inside in connector or inside not in vision | language
+            result["connector" if in_connector else "vision" if inside in vision else "language"].append(parameter)
         return result
 
     def save_definition(self, folder: Path) -> None:
-        """Write what ``load_backbone_definition`` needs: configuration, tokenizer, image statistics; no weights."""
+        """Write what ``load_definition`` needs: configuration, tokenizer, image statistics; no weights."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -142,55 +275,6 @@ class Backbone(nn.Module):
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
 
 
-def build_backbone(
-    config: TinyBackboneConfig | PretrainedBackboneConfig, queries: int, image_size: tuple[int, int]
-) -> Backbone:
-    """The backbone that ``config`` asks for, with Q = ``queries`` new query tokens."""
-    if isinstance(config, PretrainedBackboneConfig):
-        return _load(config.path, queries, image_size, random_weights=config.random_weights)
-    if image_size[0] % STRIDE or image_size[1] % STRIDE:
-        raise ConfigError(f"observation.image_size {list(image_size)} must be multiples of {STRIDE} for the tiny backbone")
-    if config.width % (2 * config.attention_heads):
-        raise ConfigError(f"model.backbone.width {config.width} must be a multiple of 2 x attention_heads")
-    tokenizer = tiny_tokenizer()
-    model_config = TinyVLMConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.width,
-        vision_layers=config.vision_layers,
-        num_hidden_layers=config.language_layers,
-        num_attention_heads=config.attention_heads,
-        dropout=config.dropout,
-        image_size=image_size,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    half = (0.5, 0.5, 0.5)
-    return Backbone(TinyVLMForConditionalGeneration(model_config), tokenizer, queries, image_size, half, half)
-
-
-def load_backbone_definition(folder: Path, queries: int, image_size: tuple[int, int]) -> Backbone:
-    """The inverse of ``Backbone.save_definition``, with random weights that the caller replaces."""
-    return _load(str(folder), queries, image_size, random_weights=True)
-
-
-def _load(path: str, queries: int, image_size: tuple[int, int], random_weights: bool) -> Backbone:
-    register_tiny()
-    if not (Path(path) / "config.json").exists():
-        raise CheckpointError(f"{path}: no usable vision-language model: no folder with a config.json")
-    try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = json.loads((Path(path) / "preprocessor_config.json").read_text())
-        pixel_mean, pixel_std = processor["image_mean"], processor["image_std"]
-        # weights in full precision whatever was stored: training in bf16 computes in bf16, and updates fp32 weights
-        make = AutoModelForImageTextToText
-        if random_weights:
-            model = make.from_config(config, dtype=torch.float32)
-        else:
-            model = make.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
-    for attribute in ("image_token_id", "image_seq_length"):
-        if getattr(config, attribute, None) is None:
-            raise CheckpointError(f"{path}: {config.model_type} has no {attribute}: its way to merge images is not known here")
-    return Backbone(model, tokenizer, queries, image_size, pixel_mean, pixel_std)
+def gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(N, T, D) at places (N, K) -> (N, K, D)."""
+    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    Cache,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -70,13 +72,20 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None, rotary: tuple[torch.Tensor, torch.Tensor] | None
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: Cache | None,
+        layer: int,
     ) -> torch.Tensor:
-        """x (N, T, D); mask (N, 1, T, T) bool, True = may look; rotary: cos and sin, (N, 1, T, D / heads)."""
+        """x (N, T, D); mask (N, 1, T, past + T) bool, True = may look; rotary: cos and sin, (N, 1, T, D / heads)."""
         n, t, d = x.shape
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(n, t, d))
 
 
@@ -108,8 +117,10 @@ class Block(nn.Module):
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
     ) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotary))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotary, cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -152,13 +163,13 @@ class LanguageModel(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.head_size = config.hidden_size // config.num_attention_heads
 
-    def forward(self, embeddings: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        length = embeddings.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=embeddings.device).tril()
+    def forward(self, embeddings: torch.Tensor, attention_mask: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        new, total = embeddings.shape[1], attention_mask.shape[1]
+        causal = torch.ones(total, total, dtype=torch.bool, device=embeddings.device).tril()[total - new :]
         mask = causal & attention_mask.bool()[:, None, None, :]
-        rotary = rotary_tables(attention_mask.long().cumsum(1) - 1, self.head_size)
-        for layer in self.layers:
-            embeddings = layer(embeddings, mask, rotary)
+        rotary = rotary_tables(attention_mask.long().cumsum(1)[:, total - new :] - 1, self.head_size)
+        for i, layer in enumerate(self.layers):
+            embeddings = layer(embeddings, mask, rotary, cache, i)
         return self.norm(embeddings)
 
 
@@ -166,6 +177,7 @@ class LanguageModel(nn.Module):
 class TinyVLMOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
 
 
 class TinyVLMPreTrainedModel(PreTrainedModel):
@@ -209,16 +221,21 @@ class TinyVLMModel(TinyVLMPreTrainedModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
     ) -> TinyVLMOutput:
-        """input_ids (N, T), pixel_values (images, 3, h, w) in the order of the image tokens, attention_mask (N, T)."""
+        """input_ids (N, T), pixel_values (images, 3, h, w) in the order of the image tokens, attention_mask (N, past + T)."""
         embeddings = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             features = self.multi_modal_projector(self.vision_tower(pixel_values)).flatten(0, 1)
             at_image = (input_ids == self.config.image_token_id)[..., None].expand_as(embeddings)
             embeddings = embeddings.masked_scatter(at_image, features.to(embeddings.dtype))
+        cache = (past_key_values if past_key_values is not None else DynamicCache()) if use_cache else None
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        return TinyVLMOutput(last_hidden_state=self.language_model(embeddings, attention_mask))
+            past = cache.get_seq_length() if cache is not None else 0
+            attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        hidden = self.language_model(embeddings, attention_mask, cache)
+        return TinyVLMOutput(last_hidden_state=hidden, past_key_values=cache)
 
 
 class TinyVLMForConditionalGeneration(TinyVLMPreTrainedModel):
@@ -246,9 +263,12 @@ class TinyVLMForConditionalGeneration(TinyVLMPreTrainedModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
     ) -> TinyVLMOutput:
-        hidden = self.model(input_ids, pixel_values, attention_mask).last_hidden_state
-        return TinyVLMOutput(last_hidden_state=hidden, logits=self.lm_head(hidden))
+        output = self.model(input_ids, pixel_values, attention_mask, past_key_values, use_cache)
+        output.logits = self.lm_head(output.last_hidden_state)
+        return output
 
 
 def register_tiny() -> None:

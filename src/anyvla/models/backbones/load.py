@@ -1,0 +1,132 @@
+"""From settings, or from a saved definition, to a backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+
+from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
+from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.backbones.adapter import Backbone
+from anyvla.models.backbones.families import Family, family_of
+from anyvla.models.backbones.tiny import (
+    STRIDE,
+    TinyVLMConfig,
+    TinyVLMForConditionalGeneration,
+    register_tiny,
+    tiny_tokenizer,
+)
+from anyvla.models.resampler import PerceiverResampler
+
+_HALF = (0.5, 0.5, 0.5)
+_TINY_IMAGE_SIZE = (64, 112)
+
+
+def build_backbone(config: ModelConfig, image_size: tuple[int, int], definition: Path | None = None) -> Backbone:
+    """The backbone that ``config`` asks for, with new query tokens.
+
+    Args:
+        definition: a folder of ``Backbone.save_definition``; the model comes from there, with weights that the caller replaces.
+    """
+    backbone = config.backbone
+    if definition is not None:
+        model, tokenizer, processor = _load(str(definition), random_weights=True)
+    elif isinstance(backbone, TinyBackboneConfig):
+        model, tokenizer = _tiny(backbone, image_size)
+        processor = {"image_mean": _HALF, "image_std": _HALF}
+    else:
+        model, tokenizer, processor = _load(backbone.path, random_weights=backbone.random_weights)
+    family = _make_family(model, tokenizer, image_size)
+    width = model.get_input_embeddings().weight.shape[1]
+    resampler = config.resampler
+    return Backbone(
+        model,
+        tokenizer,
+        family,
+        config.queries,
+        processor["image_mean"],
+        processor["image_std"],
+        pooling=config.pooling,
+        resampler=None if resampler is None else PerceiverResampler(width, resampler.depth, resampler.latents, resampler.heads),
+        state_size=config.state_size,
+    )
+
+
+def resolve_image_size(config: Config) -> Config:
+    """``config`` with ``observation.image_size``: as it is, or the size that the backbone was trained with."""
+    if config.observation.image_size is not None:
+        return config
+    if isinstance(config.model.backbone, TinyBackboneConfig):
+        size = _TINY_IMAGE_SIZE
+    else:
+        model_config, processor = read_definition(config.model.backbone.path)
+        size = family_of(model_config.model_type).default_image_size(model_config, processor)
+    observation = config.observation.model_copy(update={"image_size": size})
+    return config.model_copy(update={"observation": observation})
+
+
+def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The configuration and the image processor's settings of a model in a folder or of the hub."""
+    register_tiny()
+    try:
+        config = AutoConfig.from_pretrained(path)
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        for key in ("image_mean", "image_std"):
+            processor[key]  # noqa: B018
+    except (OSError, ValueError, KeyError) as error:
+        what = "no folder, and no model of the hub that can be reached" if not Path(path).exists() else repr(error)
+        raise CheckpointError(f"{path}: no usable vision-language model: {what}") from error
+    return config, processor
+
+
+def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    config, processor = read_definition(path)
+    family_of(config.model_type)
+    make = AutoModelForImageTextToText
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        # weights in full precision whatever was stored: training in bf16 computes in bf16, and updates fp32 weights
+        if random_weights:
+            model = make.from_config(config, dtype=torch.float32)
+        else:
+            model = make.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
+    return model, tokenizer, processor
+
+
+def _make_family(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> Family:
+    return family_of(model.config.model_type)(model, tokenizer, image_size)
+
+
+def _tiny(
+    config: TinyBackboneConfig, image_size: tuple[int, int]
+) -> tuple[TinyVLMForConditionalGeneration, PreTrainedTokenizerBase]:
+    if image_size[0] % STRIDE or image_size[1] % STRIDE:
+        raise ConfigError(f"observation.image_size {list(image_size)} must be multiples of {STRIDE} for the tiny backbone")
+    if config.width % (2 * config.attention_heads):
+        raise ConfigError(f"model.backbone.width {config.width} must be a multiple of 2 x attention_heads")
+    tokenizer = tiny_tokenizer()
+    model_config = TinyVLMConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        vision_layers=config.vision_layers,
+        num_hidden_layers=config.language_layers,
+        num_attention_heads=config.attention_heads,
+        dropout=config.dropout,
+        image_size=image_size,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return TinyVLMForConditionalGeneration(model_config), tokenizer
