@@ -132,8 +132,49 @@ class LSTMHeadConfig(Settings):
     trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
 
 
+class GPTHeadConfig(Settings):
+    """A causal transformer over the features of the window."""
+
+    type: Literal["gpt"] = "gpt"
+    hidden: Positive = 1024
+    layers: Positive = 8
+    attention_heads: Positive = 8
+    dropout: Fraction = 0.1
+    trunk: list[Positive] = Field([1024, 512, 256], description="widths of the trunk's hidden layers")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> GPTHeadConfig:
+        _check_heads(self.hidden, self.attention_heads)
+        return self
+
+
+class FlowHeadConfig(Settings):
+    """Flow matching: a transformer that turns noise into a chunk. It has a loss of its own (see ``model.loss``)."""
+
+    type: Literal["flow"] = "flow"
+    hidden: Positive = Field(512, description="width of the transformer")
+    layers: Positive = 4
+    attention_heads: Positive = 8
+    steps: int = Field(10, gt=0, le=10, description="Euler steps from noise to actions")
+    times: Literal["beta", "uniform"] = Field("beta", description="times to train at: more of the noisy ones, or all alike")
+    draws: Positive = Field(8, description="times and noises that each chunk is trained at in one step")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> FlowHeadConfig:
+        _check_heads(self.hidden, self.attention_heads)
+        return self
+
+
+def _check_heads(hidden: int, attention_heads: int) -> None:
+    if hidden % attention_heads:
+        raise ValueError(f"hidden {hidden} does not divide into attention_heads {attention_heads}")
+
+
 class LossConfig(Settings):
-    """``continuous`` loss, averaged over real actions, plus ``binary_weight`` x binary cross-entropy."""
+    """``continuous`` loss, averaged over real actions, plus ``binary_weight`` x binary cross-entropy.
+
+    Of the heads that predict actions in one go; the flow head minimises the squared error of its velocity.
+    """
 
     continuous: Literal["huber", "mse", "l1"] = "huber"
     huber_delta: float = Field(1.0, gt=0)
@@ -146,7 +187,9 @@ class ModelConfig(Settings):
     backbone: Annotated[TinyBackboneConfig | PretrainedBackboneConfig, Field(discriminator="type")] = TinyBackboneConfig()
     queries: Positive = Field(1, description="Q, learnable query tokens")
     structure: Annotated[OneStepConfig | PolicyHeadConfig, Field(discriminator="type")] = PolicyHeadConfig()
-    head: Annotated[FCHeadConfig | LSTMHeadConfig, Field(discriminator="type")] = LSTMHeadConfig()
+    head: Annotated[FCHeadConfig | LSTMHeadConfig | GPTHeadConfig | FlowHeadConfig, Field(discriminator="type")] = (
+        LSTMHeadConfig()
+    )
     loss: LossConfig = LossConfig()
 
 

@@ -30,11 +30,11 @@ def action_loss(
     parts: dict[str, torch.Tensor] = {}
     if not binary.all():
         error = _continuous(raw[..., ~binary], actions[..., ~binary], config)
-        parts[config.continuous] = _masked_mean(error, keep)
+        parts[config.continuous] = masked_mean(error, keep)
         total = total + parts[config.continuous]
     if binary.any():
         error = F.binary_cross_entropy_with_logits(raw[..., binary], actions[..., binary], reduction="none")
-        parts["bce"] = _masked_mean(error, keep)
+        parts["bce"] = masked_mean(error, keep)
         total = total + config.binary_weight * parts["bce"]
     return total, parts
 
@@ -47,7 +47,8 @@ def _continuous(predicted: torch.Tensor, target: torch.Tensor, config: LossConfi
     return F.l1_loss(predicted, target, reduction="none")
 
 
-def _masked_mean(error: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+def masked_mean(error: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Mean of ``error`` where ``keep`` (which broadcasts to its shape) is True; 0 if it is nowhere."""
     keep = keep.expand_as(error)
     return (error * keep).sum() / keep.sum().clamp(min=1)
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from anyvla.actions import ActionSpec
-from anyvla.config import FCHeadConfig, LossConfig, LSTMHeadConfig
+from anyvla.config import FCHeadConfig, FlowHeadConfig, GPTHeadConfig, LossConfig, LSTMHeadConfig
 from anyvla.models.heads.base import Head
 from anyvla.models.heads.fc import FCHead
+from anyvla.models.heads.flow import FlowHead
+from anyvla.models.heads.gpt import GPTHead
 from anyvla.models.heads.lstm import LSTMHead
 
-HeadConfig = FCHeadConfig | LSTMHeadConfig
-_HEADS: dict[type, Callable[..., Head]] = {FCHeadConfig: FCHead, LSTMHeadConfig: LSTMHead}
+HeadConfig = FCHeadConfig | LSTMHeadConfig | GPTHeadConfig | FlowHeadConfig
+_HEADS: dict[type, Callable[..., Head]] = {
+    FCHeadConfig: FCHead,
+    LSTMHeadConfig: LSTMHead,
+    GPTHeadConfig: GPTHead,
+    FlowHeadConfig: FlowHead,
+}
 
 
 def make_head(
