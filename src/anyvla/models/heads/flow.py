@@ -12,6 +12,7 @@ Binary dimensions flow as -1 and +1 and are decided by the sign.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -103,7 +104,7 @@ class FlowHead(Head):
 
     def _memory(self, features: torch.Tensor) -> Memory:
         tokens = self.features_in(features) + self.step_embedding[: features.shape[1]] + self.query_embedding
-        return [block.memory(tokens.flatten(1, 2)).chunk(2, dim=-1) for block in self.blocks]
+        return [cast(FlowBlock, block).memory(tokens.flatten(1, 2)).chunk(2, dim=-1) for block in self.blocks]
 
     def _velocity(
         self,
