@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from anyvla.data.writers import write_mobile_h5
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
+# the same examples at every run, and as long as a busy machine needs
+settings.register_profile("anyvla", derandomize=True, deadline=None)
+settings.load_profile("anyvla")
 
 
 def write_episode(path: Path, length: int = 18, size: tuple[int, int] = (36, 64), seed: int = 0, **changes) -> Path:

@@ -93,6 +93,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
 
     from anyvla.actions import ARM7
     from anyvla.models.backbones.adapter import build_backbone
+    from anyvla.models.heads.make import make_head
     from anyvla.models.losses import action_loss
     from anyvla.policies.policy import Policy
     from anyvla.training.loop import train
@@ -120,6 +121,9 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     # what the two runs above do not come by
     arm = torch.zeros(1, 1, 1, 7)
     action_loss(arm, arm, arm[..., 0] == 0, ARM7, load_config("nav-tiny").model.loss)
+    for head in ("gpt", "flow"):
+        model = load_config("nav-tiny", [f"model.head={{type: {head}, hidden: 8}}"]).model
+        make_head(model.head, 8, 1, ARM7, 1, 1, True, model.loss)
     receding = load_config("nav-tiny", ["policy.execution={type: receding, steps: 2}"])
     from anyvla.policies.execution import make_execution
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from anyvla.actions.spec import ActionSpec
@@ -59,21 +60,26 @@ class Discretizer:
             DataError: a real action is NaN.
         """
         keep = torch.ones_like(actions, dtype=torch.bool) if mask is None else mask[..., None].expand_as(actions)
-        bad = (actions.isnan() & keep).flatten(0, -2).any(0)
+        bad = (actions.isnan() & keep).reshape(-1, len(self.names)).any(0)
         if bad.any():
             names = ", ".join(name for name, is_bad in zip(self.names, bad.tolist(), strict=True) if is_bad)
             raise DataError(f"actions that are not numbers have no token: NaN in {names}")
         return torch.where(keep, self._index(actions.nan_to_num()), IGNORED)
 
     def decode(self, indices: torch.Tensor) -> torch.Tensor:
-        """Indices (..., A) from 0 to ``bins - 1`` -> actions (..., A) float32."""
+        """Indices (..., A) -> actions (..., A) float32.
+
+        Raises:
+            DataError: an index is not one of 0 .. ``bins - 1``.
+        """
+        if ((indices < 0) | (indices >= self.bins)).any():
+            raise DataError(f"action indices go from 0 to {self.bins - 1}, not {indices.min():d} to {indices.max():d}")
         dims = torch.arange(len(self.names), device=indices.device)
         return self.centers.to(indices.device)[dims, indices].float()
 
     def _index(self, actions: torch.Tensor) -> torch.Tensor:
-        # float64, in which neighbouring edges are far apart, on any device that has it
         edges = self.edges.to(actions.device)
-        columns = actions.double().flatten(0, -2).T.contiguous().clamp(edges[:, :1], edges[:, -1:])
+        columns = actions.double().reshape(-1, len(self.names)).T.contiguous().clamp(edges[:, :1], edges[:, -1:])
         return (torch.searchsorted(edges, columns, right=True) - 1).T.reshape(actions.shape)
 
 
@@ -98,6 +104,5 @@ def make_discretizer(
     for name, a, b in zip(spec.names, start.tolist(), stop.tolist(), strict=True):
         if not a < b:
             raise ConfigError(f"bins of action dimension {name!r}: low {a:g} is not below high {b:g}")
-    fraction = torch.arange(bins, dtype=torch.float64) / (bins - 1)
-    edges = start[:, None] * (1 - fraction) + stop[:, None] * fraction
-    return Discretizer(spec.names, edges, binary)
+    edges = torch.from_numpy(np.linspace(start.numpy(), stop.numpy(), bins, axis=-1))
+    return Discretizer(spec.names, edges.contiguous(), binary)

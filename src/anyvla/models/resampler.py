@@ -17,7 +17,7 @@ class PerceiverResampler(nn.Module):
     implementations gave them.
 
     Args:
-        width: D. heads, head_width: of the attention, whose inner width is their product. expansion: of the feed-forward layers.
+        width: D. heads, head_width: of the attention, its inner width being their product. expansion: of feed-forward layers.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ Binary dimensions flow as -1 and +1 and are decided by the sign.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class FlowHead(Head):
         self.register_buffer("noise", torch.randn(chunk, len(spec)))
 
     def forward(self, features: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Features (B, H, Q, D) -> raw actions (B, H, L, A), from ``noise`` of that shape if given, else from the head's own."""
+        """Features (B, H, Q, D) -> raw actions (B, H, L, A), from ``noise`` of that shape or from the head's own."""
         return self._integrate(features, _causal(features), noise)
 
     def sample_at(self, features: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -103,7 +104,7 @@ class FlowHead(Head):
 
     def _memory(self, features: torch.Tensor) -> Memory:
         tokens = self.features_in(features) + self.step_embedding[: features.shape[1]] + self.query_embedding
-        return [block.memory(tokens.flatten(1, 2)).chunk(2, dim=-1) for block in self.blocks]
+        return [cast(FlowBlock, block).memory(tokens.flatten(1, 2)).chunk(2, dim=-1) for block in self.blocks]
 
     def _velocity(
         self,
