@@ -77,6 +77,7 @@ class Backbone(nn.Module):
             nn.init.normal_(self.state_encoder.bias, std=scale)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1) * 255, persistent=False)
+        family.black = -self.pixel_mean / self.pixel_std
 
     @torch.no_grad()
     def embedding_scale(self) -> float:
@@ -152,7 +153,13 @@ class Backbone(nn.Module):
         return F.cross_entropy(self.family.logits(self.model, hidden[rows, places - 1]), sequence.ids[rows, places])
 
     def sequence(
-        self, prompts: Sequence[str], cameras: Sequence[Sequence[int]], *, suffix: int = 0, past: int | None = None
+        self,
+        prompts: Sequence[str],
+        cameras: Sequence[Sequence[int]],
+        *,
+        suffix: int = 0,
+        past: int | None = None,
+        past_images: int = 0,
     ) -> TokenSequence:
         """The token sequence of N windows; see ``build_sequence``."""
         return build_sequence(
@@ -164,6 +171,7 @@ class Backbone(nn.Module):
             queries=0 if self.queries is None else len(self.queries),
             suffix=suffix,
             past=past,
+            past_images=past_images,
         )
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:

@@ -72,10 +72,11 @@ def extend(
         # rows of one length share a forward pass: no padding stands between a context and its continuation
         frames = 1 if past else len(grown[i].frames)
         cameras = tuple(frame.images for frame in grown[i].frames[-frames:])
-        groups[past, cameras, len(backbone.family.prompt_ids(prompts[i], cameras[0]))].append(i)
-    for (past, cameras, _), rows in groups.items():
+        seen = sum(frame.images for frame in grown[i].frames[:-frames])
+        groups[past, seen, cameras, len(backbone.family.prompt_ids(prompts[i], cameras[0]))].append(i)
+    for (past, seen, cameras, _), rows in groups.items():
         chosen = [grown[i] for i in rows]
-        sequence = backbone.sequence([prompts[i] for i in rows], [cameras] * len(rows), past=past or None)
+        sequence = backbone.sequence([prompts[i] for i in rows], [cameras] * len(rows), past=past or None, past_images=seen)
         frames = [context.frames[-len(cameras) :] for context in chosen]
         hidden, cache = _run(backbone, sequence, frames, [context.cache for context in chosen] if past else None)
         for i, new, row_cache in zip(rows, backbone.readout(hidden, sequence), _rows_of(cache, len(rows)), strict=True):
@@ -113,7 +114,7 @@ def decode(
         cache = _stacked([context.cache for context in chosen]) if chosen[0].cache is not None else None
         for step in range(1, steps):
             if cache is not None:
-                sequence = _slot_sequence(backbone, texts, past + step - 1)
+                sequence = _slot_sequence(backbone, texts, past + step - 1, sum(cameras))
                 inputs = {**backbone.family.inputs(sequence, None), "past_key_values": cache, "use_cache": True}
                 hidden = backbone.run(sequence, inputs, suffix=embed(tokens[:, -1:]))
             else:
@@ -178,15 +179,15 @@ def _run(
         return backbone.run(sequence, inputs, state, suffix), cache
 
 
-def _slot_sequence(backbone: Backbone, prompts: Sequence[str], past: int) -> TokenSequence:
+def _slot_sequence(backbone: Backbone, prompts: Sequence[str], past: int, past_images: int) -> TokenSequence:
     """One slot behind ``past`` tokens."""
     whole = backbone.sequence(prompts, [[0]] * len(prompts), suffix=1)
     last = whole.ids.gather(1, whole.suffix)
     one = torch.zeros_like(last)
     none = torch.zeros(len(last), 1, 0, dtype=torch.int64, device=last.device)
     return TokenSequence(
-        ids=last, mask=one + 1, frame=one, image=one - 1, later=one.bool() | True, images=[0] * len(last),
-        frame_of_image=none[:, 0], state=none, queries=none, suffix=one, tail=none[:, 0], past=past,
+        ids=last, mask=one + 1, frame=one, image=one - 1, later=one == 0, images=[0] * len(last),
+        frame_of_image=none[:, 0], state=none, queries=none, suffix=one, tail=none[:, 0], past=past, past_images=past_images,
     )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def resolve_image_size(config: Config) -> Config:
         size = _TINY_IMAGE_SIZE
     else:
         model_config, processor = read_definition(config.model.backbone.path)
-        size = family_of(model_config.model_type).default_image_size(model_config, processor)
+        size = family_of(model_config).default_image_size(model_config, processor)
     observation = config.observation.model_copy(update={"image_size": size})
     return config.model_copy(update={"observation": observation})
 
@@ -92,7 +92,7 @@ def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
 
 def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     config, processor = read_definition(path)
-    family_of(config.model_type)
+    family_of(config)
     make = AutoModelForImageTextToText
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -107,7 +107,7 @@ def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedT
 
 
 def _make_family(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> Family:
-    return family_of(model.config.model_type)(model, tokenizer, image_size)
+    return family_of(model.config)(model, tokenizer, image_size)
 
 
 def _tiny(

@@ -27,7 +27,7 @@ class TokenSequence:
         image: (N, T), which of the row's images a placeholder stands for, -1 elsewhere. later: (N, T) bool, behind the prompt
         and slots of the first frame. images: how many images each row has. frame_of_image: (N, largest of them), -1 = none.
         state: (N, H, 0 or 1), queries: (N, H, Q), suffix: (N, K), tail: (N, K'), places; a tail's padding is -1.
-        past: tokens in front of these that are in the key-value cache already.
+        past, past_images: tokens and images in front of these that are in the key-value cache already.
     """
 
     ids: torch.Tensor
@@ -42,6 +42,7 @@ class TokenSequence:
     suffix: torch.Tensor
     tail: torch.Tensor
     past: int = 0
+    past_images: int = 0
 
     def rows(self, index: torch.Tensor) -> TokenSequence:
         """The rows at ``index``, repeated as it repeats them."""
@@ -49,7 +50,11 @@ class TokenSequence:
             name: getattr(self, name)[index]
             for name in ("ids", "mask", "frame", "image", "later", "frame_of_image", "state", "queries", "suffix", "tail")
         }
-        return TokenSequence(**picked, images=[self.images[i] for i in index.tolist()], past=self.past)
+        return TokenSequence(
+            **picked,
+            images=[self.images[i] for i in index.tolist()], past=self.past,
+            past_images=self.past_images,
+        )
 
 
 @dataclass
@@ -82,13 +87,14 @@ def build_sequence(
     suffix: int = 0,
     tails: Sequence[Sequence[int]] | None = None,
     past: int | None = None,
+    past_images: int = 0,
 ) -> TokenSequence:
     """Lay out N rows.
 
     Args:
         cameras: for each row, how many images each of its frames has. state: whether every frame has a state token.
         queries: Q per frame. suffix: K slots at the end. tails: real token ids at the end of each row (an answer).
-        past: given, the rows are one further frame each, to be appended behind ``past`` tokens.
+        past: given, the rows are one further frame each, to be appended behind ``past`` tokens with ``past_images`` images.
     """
     keys = [
         (prompt, tuple(counts), tuple(tail))
@@ -96,7 +102,7 @@ def build_sequence(
     ]
     unique = list(dict.fromkeys(keys))  # the frames of a window share one prompt
     rows = [_row(family, *key, int(state), queries, suffix, past is not None) for key in unique]
-    sequence = _stack(rows, family.pad_id, past or 0, device)
+    sequence = _stack(rows, family.pad_id, past or 0, past_images, device)
     if len(unique) == len(keys):
         return sequence
     at = {key: i for i, key in enumerate(unique)}
@@ -137,7 +143,7 @@ def _row(
     return row
 
 
-def _stack(rows: list[_Row], pad: int, past: int, device: torch.device) -> TokenSequence:
+def _stack(rows: list[_Row], pad: int, past: int, past_images: int, device: torch.device) -> TokenSequence:
     def padded(lists: Sequence[Sequence[int | bool]], fill: int | bool) -> torch.Tensor:
         width = max(map(len, lists))
         return torch.tensor([[*values, *[fill] * (width - len(values))] for values in lists], device=device)
@@ -158,4 +164,5 @@ def _stack(rows: list[_Row], pad: int, past: int, device: torch.device) -> Token
         suffix=places("suffix")[:, 0],
         tail=padded([row.places["tail"][0] for row in rows], -1).long(),
         past=past,
+        past_images=past_images,
     )
