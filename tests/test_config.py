@@ -92,7 +92,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     import torch
 
     from anyvla.actions import ARM7
-    from anyvla.models.backbones.adapter import build_backbone
+    from anyvla.models.backbones.load import build_backbone
     from anyvla.models.heads.make import make_head
     from anyvla.models.losses import action_loss
     from anyvla.policies.policy import Policy
@@ -112,6 +112,8 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
         [
             ["policy.execution.type=ensemble", "model.head.layers=2"],
             ["model.structure.type=one_step", "actions.window=1", "model.head={type: fc, hidden: 8, trunk: [8]}"],
+            ["model.structure.type=interleaved", "model.head={type: discrete, bins: 8}"],
+            ["model.pooling.tokens=text", "model.resampler={depth: 1, latents: 2, heads: 1}"],
         ]
     ):
         run = train(load_config("nav-tiny", [*overrides, *changes, f"out={tmp_path / str(i)}"]))
@@ -131,7 +133,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     folder = tmp_path / "0" / "checkpoints"
     definition = next(folder.iterdir()) / "backbone"
     pretrained = load_config("nav-tiny", [f"model.backbone={{type: pretrained, path: {definition}, random_weights: true}}"])
-    build_backbone(pretrained.model.backbone, 1, (32, 48))  # type: ignore[arg-type]
+    build_backbone(pretrained.model, (32, 48))
 
     every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
     tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}

@@ -5,21 +5,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyvla.config import PretrainedBackboneConfig, TinyBackboneConfig
-from anyvla.errors import CheckpointError, ConfigError
-from anyvla.models.backbones.adapter import TOWERS, Backbone, build_backbone, load_backbone_definition
+from anyvla.config import ModelConfig, PoolingConfig, PretrainedBackboneConfig, ResamplerConfig, TinyBackboneConfig
+from anyvla.errors import CheckpointError, ConfigError, DataError
+from anyvla.models.backbones.adapter import TOWERS, Backbone
+from anyvla.models.backbones.load import build_backbone
 from anyvla.models.backbones.tiny import tiny_tokenizer
 
 SHORT, LONG = "Stop.", "Pass the box on the left, and then stop in front of the green bottle. 병 앞에 멈춰."
 SIZE = (32, 48)
 
 
+def _build(
+    config: TinyBackboneConfig | PretrainedBackboneConfig, size: tuple[int, int] = SIZE, definition: Path | None = None, **settings
+) -> Backbone:
+    return build_backbone(ModelConfig(backbone=config, **settings), size, definition)
+
+
 @pytest.fixture
 def backbone() -> Backbone:
     torch.manual_seed(0)
-    config = TinyBackboneConfig(width=32, vision_layers=1, language_layers=2)
     # double precision: what is compared differs by rounding only, on any processor
-    return build_backbone(config, queries=2, image_size=SIZE).double().eval()
+    return _build(TinyBackboneConfig(width=32, vision_layers=1, language_layers=2), queries=2).double().eval()
 
 
 def _images(n: int, cameras: int = 1) -> torch.Tensor:
@@ -38,7 +44,8 @@ def test_padded_equals_alone(backbone: Backbone) -> None:
 
 
 def test_queries_stand_right_behind_the_last_real_token(backbone: Backbone) -> None:
-    ids, mask, slots = backbone._sequence([SHORT, LONG], 1, torch.device("cpu"))
+    sequence = backbone.sequence([SHORT, LONG], [[1], [1]])
+    ids, mask, slots = sequence.ids, sequence.mask, sequence.queries[:, 0]
     for row, prompt in enumerate([SHORT, LONG]):
         length = len(backbone.tokenizer(prompt, add_special_tokens=False)["input_ids"])
         start = 1 + backbone.model.config.image_seq_length + length
@@ -90,7 +97,7 @@ def test_an_empty_prompt_is_a_prompt(backbone: Backbone) -> None:
 
 def test_the_definition_alone_rebuilds_the_model(backbone: Backbone, tmp_path: Path) -> None:
     backbone.save_definition(tmp_path)
-    again = load_backbone_definition(tmp_path, queries=2, image_size=SIZE).double().eval()
+    again = _build(TinyBackboneConfig(), definition=tmp_path, queries=2).double().eval()
     again.load_state_dict(backbone.state_dict())
     torch.testing.assert_close(again.encode(_images(1), [LONG]), backbone.encode(_images(1), [LONG]), atol=0, rtol=0)
 
@@ -98,34 +105,9 @@ def test_the_definition_alone_rebuilds_the_model(backbone: Backbone, tmp_path: P
 def test_a_pretrained_folder_goes_through_the_same_adapter(backbone: Backbone, tmp_path: Path) -> None:
     backbone.save_definition(tmp_path)
     backbone.model.save_pretrained(tmp_path)
-    loaded = build_backbone(PretrainedBackboneConfig(path=str(tmp_path)), queries=2, image_size=SIZE).double().eval()
+    loaded = _build(PretrainedBackboneConfig(path=str(tmp_path)), queries=2).double().eval()
     loaded.queries.data = backbone.queries.data
     torch.testing.assert_close(loaded.encode(_images(1), [LONG]), backbone.encode(_images(1), [LONG]), atol=1e-6, rtol=0)
-
-
-def test_a_llava_goes_through_the_same_adapter(tmp_path: Path) -> None:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    tokenizer = tiny_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=32),
-        text_config=LlamaConfig(**small, vocab_size=len(tokenizer), pad_token_id=0),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}')
-    backbone = build_backbone(PretrainedBackboneConfig(path=str(tmp_path)), queries=2, image_size=(32, 32)).double().eval()
-    images = _images(2)[..., :32, :32]
-    together = backbone.encode(images, [SHORT, LONG])
-    alone = torch.cat([backbone.encode(images[:1], [SHORT]), backbone.encode(images[1:], [LONG])])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
-    together.square().sum().backward()
-    for tower, parameters in backbone.towers().items():
-        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in parameters), tower
 
 
 def test_weights_stored_in_half_precision_are_trained_in_full(backbone: Backbone, tmp_path: Path) -> None:
@@ -133,17 +115,79 @@ def test_weights_stored_in_half_precision_are_trained_in_full(backbone: Backbone
     backbone.model.to(torch.bfloat16).save_pretrained(tmp_path)
     for random_weights in (False, True):
         config = PretrainedBackboneConfig(path=str(tmp_path), random_weights=random_weights)
-        loaded = build_backbone(config, queries=1, image_size=SIZE)
+        loaded = _build(config)
         assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
 def test_what_cannot_be_built_is_said() -> None:
     with pytest.raises(ConfigError, match="multiples of 16"):
-        build_backbone(TinyBackboneConfig(), 1, (60, 112))
+        _build(TinyBackboneConfig(), (60, 112))
     with pytest.raises(ConfigError, match="multiple of 2 x attention_heads"):
-        build_backbone(TinyBackboneConfig(width=30), 1, SIZE)
+        _build(TinyBackboneConfig(width=30))
     with pytest.raises(CheckpointError, match="no usable vision-language model"):
-        build_backbone(PretrainedBackboneConfig(path="/nowhere/at/all"), 1, SIZE)
+        _build(PretrainedBackboneConfig(path="/nowhere/at/all"))
+
+
+def test_an_instruction_with_the_image_token_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="the token that stands for an image"):
+        backbone.encode(_images(1), ["Stop at the <image>."])
+
+
+@pytest.mark.parametrize("tokens", ["all", "text", "vision"])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@torch.no_grad()
+def test_features_pooled_over_tokens(tokens: str, reduce: str) -> None:
+    torch.manual_seed(0)
+    config = TinyBackboneConfig(width=32, vision_layers=1, language_layers=2)
+    pooled = _build(config, pooling=PoolingConfig(tokens=tokens, reduce=reduce)).double().eval()
+    images = _images(2)
+    together = pooled.encode(images, [SHORT, LONG])
+    assert together.shape == (2, 1, 32)
+    alone = torch.cat([pooled.encode(images[:1], [SHORT]), pooled.encode(images[1:], [LONG])])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+    # images stand before the words: their hidden states know nothing of these
+    same = torch.allclose(pooled.encode(images[:1], [SHORT]), pooled.encode(images[:1], [LONG]), atol=1e-9)
+    assert same == (tokens == "vision")
+
+
+def test_a_resampler_gives_the_language_model_fewer_visual_tokens() -> None:
+    torch.manual_seed(0)
+    config = TinyBackboneConfig(width=32, vision_layers=1, language_layers=2)
+    backbone = _build(config, resampler=ResamplerConfig(depth=1, latents=3, heads=2))
+    sequence = backbone.sequence([SHORT], [[1]])
+    assert (sequence.image >= 0).sum() == 3
+    backbone.encode(_images(2), [SHORT, LONG]).square().sum().backward()
+    for name in ("resampler", "model"):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in backbone.get_submodule(name).parameters()), name
+
+
+def test_the_state_of_the_robot_is_a_token() -> None:
+    torch.manual_seed(0)
+    config = TinyBackboneConfig(width=32, vision_layers=1, language_layers=2)
+    backbone = _build(config, state_size=3).double().eval()
+    images, state = _images(1), torch.ones(1, 3, dtype=torch.float64)
+    features = backbone.encode(images, [SHORT], state)
+    assert (features - backbone.encode(images, [SHORT], -state)).abs().max() > 1e-4
+    features.square().sum().backward()
+    assert backbone.state_encoder.weight.grad.abs().max() > 0
+    with pytest.raises(ConfigError, match="takes a state, and none is given"):
+        backbone.encode(images, [SHORT])
+
+
+@torch.no_grad()
+def test_the_loss_of_an_answer_is_that_of_its_tokens(backbone: Backbone) -> None:
+    """Against the whole model's logits, computed the plain way."""
+    images = _images(2)
+    answers = ["left", "the box is on the right"]
+    losses = []
+    for row, (prompt, answer) in enumerate(zip([SHORT, LONG], answers, strict=True)):
+        ids = backbone.family.prompt_ids(prompt, 1)
+        tail = [*backbone.tokenizer(answer, add_special_tokens=False)["input_ids"], backbone.tokenizer.eos_token_id]
+        whole = torch.tensor([ids + tail])
+        logits = backbone.model(whole, backbone.pixels(images[row])).logits[0, len(ids) - 1 : -1]
+        losses += torch.nn.functional.cross_entropy(logits, torch.tensor(tail), reduction="none").tolist()
+    together = backbone.text_loss(images, [SHORT, LONG], answers)
+    assert together.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_the_tokenizer_writes_any_text() -> None:

@@ -9,7 +9,6 @@ import torch
 from anyvla.actions import ARM7, NAV2
 from anyvla.config import EnsembleConfig, FirstActionConfig, PolicyConfig, RecedingHorizonConfig, SafetyConfig, load_config
 from anyvla.errors import AnyVLAError, ConfigError, DataError
-from anyvla.models.losses import sample_actions
 from anyvla.policies.execution import make_execution
 from anyvla.policies.policy import Policy
 from anyvla.policies.safety import SafetyFilter
@@ -34,8 +33,8 @@ def test_the_robot_gets_what_the_training_path_computes(policy: Policy) -> None:
     window = np.stack([transforms.images(images)["front"] for images in frames])
     batch = {"front": torch.from_numpy(window).permute(0, 3, 1, 2)[None]}
     with torch.inference_mode():
-        raw = policy._model(batch, [transforms.prompt("Pass the box on the left.")])
-    expected = transforms.normalizer.denormalize(sample_actions(raw[0, :, 0], transforms.spec).numpy())
+        actions_of_window = policy._model.predict(batch, [transforms.prompt("Pass the box on the left.")])
+    expected = transforms.normalizer.denormalize(actions_of_window[0, :, 0].numpy())
     np.testing.assert_allclose(np.stack(actions), np.clip(expected, -1.15, 1.15), atol=1e-5)
 
 

@@ -105,16 +105,17 @@ def test_ctrl_c_saves_the_last_step_and_the_run_goes_on(overrides, tmp_path: Pat
 
 
 def test_a_non_finite_loss_names_the_batch_and_keeps_the_last_checkpoint(overrides, tmp_path: Path, monkeypatch) -> None:
-    from anyvla.training import loop
+    from anyvla.models import vla
 
-    original = loop.action_loss
+    original = vla.VLA.forward
     calls = []
 
-    def spoil(raw, actions, *rest):
+    def spoil(self, batch):
         calls.append(1)
-        return original(raw * (math.nan if len(calls) > 6 else 1.0), actions, *rest)
+        losses = original(self, batch)
+        return {**losses, "loss": losses["loss"] * (math.nan if len(calls) > 6 else 1.0)}
 
-    monkeypatch.setattr(loop, "action_loss", spoil)
+    monkeypatch.setattr(vla.VLA, "forward", spoil)
     with pytest.raises(TrainingError, match=r"loss is nan at step 4, in the batch of episode_.*\.h5@\d+"):
         _run(overrides, tmp_path / "run", "data.validation=0")
     assert resolve_checkpoint(tmp_path / "run").name == "step-0000002"
