@@ -1,7 +1,7 @@
 """Tiny random models of every vision-language family of transformers that AnyVLA supports, laid out as real checkpoints.
 
-``make_tiny(family, folder)`` writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and the settings of the
-image processor, so that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForImageTextToText`` load the folder as they load a
+``make_tiny(family, folder)`` writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and the settings of
+the image processor, so that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForImageTextToText`` load the folder as they load a
 published checkpoint. Nothing is downloaded: the tokenizer is trained here, with the family's special tokens.
 ``reference_inputs`` gives what the family's own processor makes of a prompt and its images: what the adapter must equal.
 """
@@ -160,7 +160,7 @@ def reference_inputs(folder: Path, prompt: str, images: Sequence[np.ndarray]) ->
     else:
         # unlike a first resizing to several tiles and back, this leaves images as they are
         whole = {"do_image_splitting": False, "size": image_processor.max_image_size} if family == "idefics3" else {}
-        whole = {"do_image_splitting": False} if family == "idefics2" else whole
+        image_processor.do_image_splitting = False  # here, because Idefics2 looks here when it writes the text
         inputs = processor(images=pictures, text=prompt, return_tensors="pt", **whole)
     return {key: value for key, value in inputs.items() if key != "labels"}
 
