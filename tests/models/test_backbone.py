@@ -9,6 +9,7 @@ from anyvla.config import PretrainedBackboneConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import TOWERS, Backbone, build_backbone, load_backbone_definition
 from anyvla.models.backbones.tiny import tiny_tokenizer
+from tests.tiny_models import image_size, make_tiny
 
 SHORT, LONG = "Stop.", "Pass the box on the left, and then stop in front of the green bottle. 병 앞에 멈춰."
 SIZE = (32, 48)
@@ -104,22 +105,10 @@ def test_a_pretrained_folder_goes_through_the_same_adapter(backbone: Backbone, t
 
 
 def test_a_llava_goes_through_the_same_adapter(tmp_path: Path) -> None:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    tokenizer = tiny_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=32),
-        text_config=LlamaConfig(**small, vocab_size=len(tokenizer), pad_token_id=0),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}')
-    backbone = build_backbone(PretrainedBackboneConfig(path=str(tmp_path)), queries=2, image_size=(32, 32)).double().eval()
-    images = _images(2)[..., :32, :32]
+    make_tiny("llava", tmp_path)
+    size = image_size("llava")
+    backbone = build_backbone(PretrainedBackboneConfig(path=str(tmp_path)), queries=2, image_size=size).double().eval()
+    images = _images(2)[..., : size[0], : size[1]]
     together = backbone.encode(images, [SHORT, LONG])
     alone = torch.cat([backbone.encode(images[:1], [SHORT]), backbone.encode(images[1:], [LONG])])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
