@@ -1,24 +1,25 @@
 """Tiny random models of every vision-language family of transformers that AnyVLA supports, laid out as real checkpoints.
 
 ``make_tiny(family, folder)`` writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and the settings of
-the image processor, so that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForImageTextToText`` load the folder as they load a
-published checkpoint. Nothing is downloaded: the tokenizer is trained here, with the family's special tokens.
-``reference_inputs`` gives what the family's own processor makes of a prompt and its images: what the adapter must equal.
+the image processor, so that ``AutoConfig``, ``AutoTokenizer`` and ``AutoModelForImageTextToText`` load the folder as they load
+a published checkpoint. Nothing is downloaded: the tokenizer is trained here, with the family's special tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers as hf
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from tests.family_inputs import reference_inputs
+
+__all__ = ["FAMILIES", "family_prompt", "image_size", "make_tiny", "reference_inputs"]
 
 SENTENCES = (
     "Pass the box on the left, and then stop in front of the green bottle.",
@@ -81,8 +82,8 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     name, settings = spec.image_processor
     image_processor = getattr(hf, f"{name}Pil")(**settings)
     if family in NESTED:
-        _processor(family, model.config, image_processor, _tokenizer(spec)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)  # without what the processor adds to a tokenizer, 1152 tokens for PaliGemma
+        nested = {"image_processor": image_processor.to_dict()}
+        (folder / "processor_config.json").write_text(json.dumps(nested, indent=1))
     else:
         image_processor.save_pretrained(folder)
     return folder
@@ -129,136 +130,6 @@ def _randomise(model: hf.PreTrainedModel, seed: int) -> None:
                 parameter.copy_(noise * fan_in**-0.5)
 
 
-def reference_inputs(folder: Path, prompt: str, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-    """What the family's own processor makes of one text and its images: the model's arguments, for a batch of one.
-
-    Args:
-        folder: from ``make_tiny``. prompt: the whole text with a placeholder per image, as from ``family_prompt``.
-        images: (h, w, 3) uint8 arrays of ``image_size(family)``.
-
-    Images are not split into tiles where the family lets one choose. Where the processor itself takes one image only (Kosmos-2,
-    Florence-2), or cannot be built without torchvision, its parts are put together in the same way.
-    """
-    config = hf.AutoConfig.from_pretrained(folder)
-    family = {"kosmos-2": "kosmos2", "blip-2": "blip2"}.get(config.model_type, config.model_type)
-    family += "2" if family == "paligemma" and config.text_config.model_type == "gemma2" else ""
-    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
-    image_processor = getattr(hf, f"{_FAMILIES[family].image_processor[0]}Pil").from_pretrained(folder)
-    processor = _processor(family, config, image_processor, tokenizer)
-    pictures = [Image.fromarray(image) for image in images]
-    if family == "kosmos2":
-        return _kosmos2_inputs(processor, config.latent_query_num, prompt, pictures)
-    if family in ("florence2", "blip2"):
-        return _image_first_inputs(processor, family, prompt, pictures)
-    if family == "idefics":
-        pieces: list[Any] = [prompt.split("<image>")[0]]
-        for image, text in zip(pictures, prompt.split("<image>")[1:], strict=True):
-            pieces += [image] + ([text] if text else [])
-        inputs = processor(text=pieces, return_tensors="pt")
-    elif family in _VIDEO:
-        inputs = _with_video_slot(family, processor, image_processor, tokenizer, prompt, pictures)
-    else:
-        # unlike a first resizing to several tiles and back, this leaves images as they are
-        whole = {"do_image_splitting": False, "size": image_processor.max_image_size} if family == "idefics3" else {}
-        image_processor.do_image_splitting = False  # here, because Idefics2 looks here when it writes the text
-        inputs = processor(images=pictures, text=prompt, return_tensors="pt", **whole)
-    return {key: value for key, value in inputs.items() if key != "labels"}
-
-
-# processors that cannot be built without torchvision, because they hold a video processor too
-_VIDEO = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
-
-
-def _processor(
-    family: str, config: hf.PreTrainedConfig, image_processor: Any, tokenizer: hf.PreTrainedTokenizerBase
-) -> hf.ProcessorMixin:
-    """The family's own processor; one of ``_VIDEO`` with nothing but what its expansion of image placeholders needs."""
-    package = {"blip2": "blip_2", "paligemma2": "paligemma"}.get(family, family)
-    module = import_module(f"transformers.models.{package}.processing_{package}")
-    cls = getattr(module, next(name for name in module.__all__ if name.endswith("Processor")))
-    names: dict[str, Any]
-    if family in _VIDEO:
-        processor = object.__new__(cls)
-        processor.image_processor = image_processor
-        names = dict(_FAMILIES[family].names)
-        if family.startswith("qwen"):
-            names = {"image_token": "<|image_pad|>"}
-        elif family == "internvl":
-            names |= {"image_token": names["context_image_token"], "image_seq_length": config.image_seq_length}
-        elif family == "smolvlm":
-            names["image_seq_len"] = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 // 4
-        else:
-            tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-            names |= {"num_image_tokens": tokens, "vision_feature_select_strategy": config.vision_feature_select_strategy}
-            names["vision_aspect_ratio"] = config.vision_aspect_ratio
-        for name, value in names.items():
-            setattr(processor, name, value)
-        return processor
-    if family in ("llava", "llava_next"):
-        names = {"patch_size": config.vision_config.patch_size, "num_additional_image_tokens": 1}
-        names["vision_feature_select_strategy"] = config.vision_feature_select_strategy
-    elif family == "kosmos2":
-        names = {"num_patch_index_tokens": 0}
-    elif family == "idefics2":
-        names = {"image_seq_len": config.perceiver_config.resampler_n_latents}
-    elif family == "idefics3":
-        names = {"image_seq_len": (config.vision_config.image_size // config.vision_config.patch_size) ** 2 // 4}
-    elif family == "gemma3":
-        names = {"image_seq_length": config.mm_tokens_per_image}
-    elif family == "blip2":
-        names = {"num_query_tokens": config.num_query_tokens}
-    else:
-        names = {}
-    return cls(image_processor, tokenizer, **names)
-
-
-def _with_video_slot(
-    family: str, processor: Any, image_processor: Any, tokenizer: Any, prompt: str, pictures: list[Image.Image]
-) -> dict[str, torch.Tensor]:
-    """Image processor, expansion of the placeholders, tokenizer: what a processor of ``_VIDEO`` does in its call."""
-    if family == "smolvlm":
-        whole = {"do_image_splitting": False, "size": image_processor.max_image_size, "return_row_col_info": True}
-        image_inputs = image_processor([pictures], return_tensors="pt", **whole)
-    elif family == "llava_onevision":
-        # a nested list says that the images belong to one text: then, if there are several, none is split into tiles
-        image_inputs = image_processor([pictures], return_tensors="pt")
-    elif family == "internvl":
-        image_inputs = image_processor(pictures, return_tensors="pt", crop_to_patches=False)
-    else:
-        image_inputs = image_processor(pictures, return_tensors="pt")
-    first, *rest = prompt.split(processor.image_token)
-    text = first + "".join(processor.replace_image_token(image_inputs, i) + piece for i, piece in enumerate(rest))
-    inputs = dict(tokenizer(text, return_tensors="pt"))
-    if family.startswith("qwen"):
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).long()
-    return inputs | {key: value for key, value in image_inputs.items() if key not in ("rows", "cols", "num_patches")}
-
-
-def _kosmos2_inputs(processor: Any, queries: int, prompt: str, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-    """Its processor takes one image a text, at the front; a second one gets a block like the first, behind it."""
-    text = prompt.replace("<image>", "")
-    inputs = processor(images=pictures[0], text=text, num_image_tokens=queries, return_tensors="pt")
-    inputs = {key: value if value.ndim > 1 else value[None] for key, value in inputs.items()}
-    extra = len(pictures) - 1
-    if extra:
-        start, end = 1, 1 + queries + 2  # behind <s>: <image>, queries, </image>
-        for key in ("input_ids", "attention_mask", "image_embeds_position_mask"):
-            row = inputs[key]
-            inputs[key] = torch.cat([row[:, :end], *[row[:, start:end]] * extra, row[:, end:]], dim=1)
-        inputs["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return inputs
-
-
-def _image_first_inputs(processor: Any, family: str, prompt: str, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-    """Florence-2 and BLIP-2 put the image in front of the text by themselves; a second one is put before the first."""
-    inputs = dict(processor(images=pictures[0], text=prompt.replace("<image>", ""), return_tensors="pt"))
-    tokens = processor.num_image_tokens if family == "florence2" else processor.num_query_tokens
-    for key in ("input_ids", "attention_mask"):
-        inputs[key] = torch.cat([inputs[key][:, :tokens]] * (len(pictures) - 1) + [inputs[key]], dim=1)
-    inputs["pixel_values"] = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return inputs
-
-
 # what every small transformer below shares; 2 layers, so that freezing the first of them leaves something to train
 _TEXT = {
     "hidden_size": 32,
@@ -269,12 +140,14 @@ _TEXT = {
     "max_position_embeddings": 512,
 }
 _VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-_GEMMA = {**_TEXT, "head_dim": 16}
 
 
-def _ids(tokenizer: hf.PreTrainedTokenizerBase, roles: Sequence[str] = ("bos", "eos", "pad")) -> dict[str, Any]:
+def _ids(tokenizer: hf.PreTrainedTokenizerBase) -> dict[str, Any]:
     """vocab_size and the ids of the tokenizer's roles, for a text configuration."""
-    return {"vocab_size": len(tokenizer), **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in roles}}
+    return {
+        "vocab_size": len(tokenizer),
+        **{f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")},
+    }
 
 
 def _kosmos2(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
@@ -282,12 +155,13 @@ def _kosmos2(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     return hf.Kosmos2Config(text_config=text, vision_config={**_VISION, "image_size": 28, "patch_size": 14}, latent_query_num=4)
 
 
-def _paligemma(t: hf.PreTrainedTokenizerBase, text: str = "gemma") -> hf.PreTrainedConfig:
+_SIGLIP = {"model_type": "siglip_vision_model", **_VISION, "image_size": 28, "patch_size": 14, "vision_use_head": False}
+
+
+def _paligemma(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     return hf.PaliGemmaConfig(
-        vision_config={"model_type": "siglip_vision_model", **_VISION, "image_size": 28, "vision_use_head": False}
-        | {"patch_size": 14},
-        text_config={"model_type": text, **_GEMMA, **_ids(t)}
-        | ({"query_pre_attn_scalar": 16, "sliding_window": 512} if text == "gemma2" else {}),
+        vision_config=_SIGLIP,
+        text_config={"model_type": "gemma", **_TEXT, "head_dim": 16, **_ids(t)},
         image_token_index=t.convert_tokens_to_ids("<image>"),
         projection_dim=32,
         hidden_size=32,
@@ -296,17 +170,17 @@ def _paligemma(t: hf.PreTrainedTokenizerBase, text: str = "gemma") -> hf.PreTrai
 
 
 def _paligemma2(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
-    return _paligemma(t, "gemma2")
+    text = {"model_type": "gemma2", **_TEXT, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512, **_ids(t)}
+    return hf.PaliGemmaConfig(**{**_paligemma(t).to_dict(), "text_config": text})
 
 
-_CLIP_VISION = {"model_type": "clip_vision_model", **_VISION, "image_size": 28, "patch_size": 14, "projection_dim": 32}
-# LLaVA takes the last but one layer
-_CLIP_VISION_3 = {**_CLIP_VISION, "num_hidden_layers": 3}
+# three layers, because LLaVA takes the last but one
+_CLIP_VISION = {"model_type": "clip_vision_model", **_VISION, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14}
 
 
 def _llava(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     return hf.LlavaConfig(
-        vision_config=_CLIP_VISION_3,
+        vision_config=_CLIP_VISION,
         text_config={"model_type": "llama", **_TEXT, **_ids(t)},
         image_token_index=t.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
@@ -315,7 +189,7 @@ def _llava(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
 
 def _llava_next(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     return hf.LlavaNextConfig(
-        vision_config=_CLIP_VISION_3,
+        vision_config=_CLIP_VISION,
         text_config={"model_type": "llama", **_TEXT, **_ids(t)},
         image_token_index=t.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
@@ -325,16 +199,16 @@ def _llava_next(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
 
 # (h, w) as LLaVA-NeXT has them for its tiles of 336 px
 _PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+_ONEVISION_PINPOINTS = [[28, 28], *_PINPOINTS]
 
 
 def _llava_onevision(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
-    vision = {"model_type": "siglip_vision_model", **_VISION, "image_size": 28, "patch_size": 14, "vision_use_head": False}
     return hf.LlavaOnevisionConfig(
-        vision_config=vision,
+        vision_config=_SIGLIP,
         text_config={"model_type": "qwen2", **_TEXT, **_ids(t)},
         image_token_index=t.convert_tokens_to_ids("<image>"),
         video_token_index=t.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[28, 28], *_PINPOINTS],
+        image_grid_pinpoints=_ONEVISION_PINPOINTS,
     )
 
 
@@ -429,7 +303,7 @@ def _internvl(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
 def _gemma3(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     return hf.Gemma3Config(
         vision_config={**_VISION, "image_size": 56, "patch_size": 14, "vision_use_head": False},
-        text_config={**_GEMMA, "query_pre_attn_scalar": 16, "sliding_window": 64, **_ids(t)}
+        text_config={**_TEXT, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64, **_ids(t)}
         | {"layer_types": ["sliding_attention", "full_attention"]},
         mm_tokens_per_image=4,
         boi_token_index=t.convert_tokens_to_ids("<start_of_image>"),
@@ -472,14 +346,14 @@ def _mllama(t: hf.PreTrainedTokenizerBase) -> hf.PreTrainedConfig:
     )
 
 
-_SENTENCEPIECE = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _FAIRSEQ = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+_MISTRAL = _LLAMA | {"pad_token": "<unk>"}
+_LLAMA3 = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
 _GEMMA_ROLES = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-_QWEN = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
-_QWEN_ADDED = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-_QWEN_PROMPT = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
-_QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
-_QWEN_PROCESSOR = {"min_pixels": 1024, "max_pixels": 65536, "merge_size": 2, "temporal_patch_size": 2}
+_QWEN_ROLES = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
+_CHAT = "<|im_start|>user\n{images}%s{text}<|im_end|>\n<|im_start|>assistant\n"
+_FAKE = "<fake_token_around_image>"
 
 
 def _square(side: int) -> dict[str, Any]:
@@ -490,148 +364,124 @@ def _crop(side: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
 
 
+def _tiled(side: int) -> dict[str, Any]:
+    return {"size": {"longest_edge": 4 * side}, "max_image_size": {"longest_edge": side}}
+
+
+def _qwen(size: tuple[int, int], config: Config, image_processor: dict[str, Any]) -> Family:
+    settings = {"min_pixels": 1024, "max_pixels": 65536, "merge_size": 2, "temporal_patch_size": 2} | image_processor
+    added = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    return Family(size, config, ("Qwen2VLImageProcessor", settings), _QWEN_ROLES, added, _CHAT % "", image)
+
+
+_IMAGE = {"image_token": "<image>"}
+_PALIGEMMA = Family(
+    size=(28, 28),
+    config=_paligemma,
+    image_processor=("SiglipImageProcessor", _square(28) | HALF | {"image_seq_length": 4}),
+    roles=_GEMMA_ROLES,
+    added=("<image>",),
+    prompt="{images}{text}",
+    bos=True,
+)
+_LLAVA = Family(
+    size=(28, 28),
+    config=_llava,
+    image_processor=("CLIPImageProcessor", _crop(28) | CLIP),
+    roles=_LLAMA,
+    added=("<image>",),
+    prompt="USER: {images}\n{text} ASSISTANT:",
+    names=_IMAGE,
+    bos=True,
+)
+_IDEFICS3 = Family(
+    size=(56, 56),
+    config=_idefics3,
+    image_processor=("Idefics3ImageProcessor", _tiled(56) | HALF),
+    roles=_LLAMA3,
+    added=(_FAKE, "<image>", "<end_of_utterance>", "<global-img>"),
+    prompt="User:{images}{text}<end_of_utterance>\nAssistant:",
+    bos=True,
+)
+
 _FAMILIES: dict[str, Family] = {
     "kosmos2": Family(
         size=(28, 28),
         config=_kosmos2,
         image_processor=("CLIPImageProcessor", _crop(28) | CLIP),
         roles=_FAIRSEQ,
-        added=("</doc>", "<image>", "</image>", "</chunk>", "</line>", "<phrase>", "</phrase>", "<object>", "</object>")
-        + ("</delimiter_of_multi_objects/>", "<grounding>"),
+        added=(
+            "</doc>",
+            "<image>",
+            "</image>",
+            "</chunk>",
+            "</line>",
+            "<phrase>",
+            "</phrase>",
+            "<object>",
+            "</object>",
+            "<grounding>",
+        ),
         prompt="{images}<grounding> {text}",
     ),
-    "paligemma": Family(
-        size=(28, 28),
-        config=_paligemma,
-        image_processor=("SiglipImageProcessor", _square(28) | HALF | {"image_seq_length": 4}),
-        roles=_GEMMA_ROLES,
-        added=("<image>",),
-        prompt="{images}{text}",
-        bos=True,
-    ),
-    "paligemma2": Family(
-        size=(28, 28),
-        config=_paligemma2,
-        image_processor=("SiglipImageProcessor", _square(28) | HALF | {"image_seq_length": 4}),
-        roles=_GEMMA_ROLES,
-        added=("<image>",),
-        prompt="{images}{text}",
-        bos=True,
-    ),
-    "llava": Family(
-        size=(28, 28),
-        config=_llava,
-        image_processor=("CLIPImageProcessor", _crop(28) | CLIP),
-        roles=_SENTENCEPIECE | {"pad_token": "<pad>"},
-        added=("<image>",),
-        names={"image_token": "<image>"},
-        prompt="USER: {images}\n{text} ASSISTANT:",
-        bos=True,
-    ),
-    "llava_next": Family(
-        size=(28, 28),
+    "paligemma": _PALIGEMMA,
+    "paligemma2": replace(_PALIGEMMA, config=_paligemma2),
+    "llava": _LLAVA,
+    "llava_next": replace(
+        _LLAVA,
         config=_llava_next,
         image_processor=("LlavaNextImageProcessor", _crop(28) | CLIP | {"image_grid_pinpoints": _PINPOINTS}),
-        roles=_SENTENCEPIECE | {"pad_token": "<pad>"},
-        added=("<image>",),
-        names={"image_token": "<image>"},
         prompt="[INST] {images}\n{text} [/INST]",
-        bos=True,
     ),
     "llava_onevision": Family(
         size=(28, 28),
         config=_llava_onevision,
-        image_processor=(
-            "LlavaOnevisionImageProcessor",
-            _square(28) | HALF | {"image_grid_pinpoints": [[28, 28], *_PINPOINTS]},
-        ),
-        roles=_QWEN,
+        image_processor=("LlavaOnevisionImageProcessor", _square(28) | HALF | {"image_grid_pinpoints": _ONEVISION_PINPOINTS}),
+        roles=_QWEN_ROLES,
         added=("<|im_start|>", "<image>", "<video>"),
-        names={"image_token": "<image>", "video_token": "<video>"},
         prompt="<|im_start|>user {images}\n{text}<|im_end|><|im_start|>assistant\n",
+        names=_IMAGE | {"video_token": "<video>"},
     ),
-    "qwen2_vl": Family(
-        size=(56, 84),
-        config=_qwen2_vl,
-        image_processor=("Qwen2VLImageProcessor", _QWEN_PROCESSOR | CLIP),
-        roles=_QWEN,
-        added=_QWEN_ADDED,
-        prompt=_QWEN_PROMPT,
-        image=_QWEN_IMAGE,
-    ),
-    "qwen2_5_vl": Family(
-        size=(56, 84),
-        config=_qwen2_5_vl,
-        image_processor=("Qwen2VLImageProcessor", _QWEN_PROCESSOR | CLIP),
-        roles=_QWEN,
-        added=_QWEN_ADDED,
-        prompt=_QWEN_PROMPT,
-        image=_QWEN_IMAGE,
-    ),
-    "qwen3_vl": Family(
-        size=(64, 96),
-        config=_qwen3_vl,
-        image_processor=("Qwen2VLImageProcessor", _QWEN_PROCESSOR | HALF | {"patch_size": 16}),
-        roles=_QWEN,
-        added=_QWEN_ADDED,
-        prompt=_QWEN_PROMPT,
-        image=_QWEN_IMAGE,
-    ),
+    "qwen2_vl": _qwen((56, 84), _qwen2_vl, CLIP),
+    "qwen2_5_vl": _qwen((56, 84), _qwen2_5_vl, CLIP),
+    "qwen3_vl": _qwen((64, 96), _qwen3_vl, HALF | {"patch_size": 16}),
     "idefics": Family(
         size=(28, 28),
         config=_idefics,
         image_processor=("IdeficsImageProcessor", {"image_size": 28} | CLIP),
-        roles=_SENTENCEPIECE | {"pad_token": "<unk>"},
-        added=("<fake_token_around_image>", "<image>"),
-        prompt="User: {images}{text}\nAssistant:",
+        roles=_MISTRAL,
+        added=(_FAKE, "<image>"),
+        prompt="User:{images}{text}\nAssistant:",
     ),
     "idefics2": Family(
         size=(28, 42),
         config=_idefics2,
-        image_processor=(
-            "Idefics2ImageProcessor",
-            {"size": {"longest_edge": 56, "shortest_edge": 28}, "do_image_splitting": True} | HALF,
-        ),
-        roles=_SENTENCEPIECE | {"pad_token": "<unk>"},
-        added=("<fake_token_around_image>", "<image>", "<end_of_utterance>"),
-        prompt="User:{images}{text}<end_of_utterance>\nAssistant:",
+        image_processor=("Idefics2ImageProcessor", HALF | {"size": {"longest_edge": 56, "shortest_edge": 28}}),
+        roles=_MISTRAL,
+        added=(_FAKE, "<image>", "<end_of_utterance>"),
+        prompt=_IDEFICS3.prompt,
         bos=True,
     ),
-    "idefics3": Family(
-        size=(56, 56),
-        config=_idefics3,
-        image_processor=(
-            "Idefics3ImageProcessor",
-            {"size": {"longest_edge": 224}, "max_image_size": {"longest_edge": 56}} | HALF,
-        ),
-        roles={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "pad_token": "<|reserved_special_token_0|>"},
-        added=("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"),
-        prompt="User:{images}{text}<end_of_utterance>\nAssistant:",
-        bos=True,
-    ),
+    "idefics3": _IDEFICS3,
     "smolvlm": Family(
         size=(64, 64),
         config=_smolvlm,
-        image_processor=(
-            "SmolVLMImageProcessor",
-            {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}} | HALF,
-        ),
+        image_processor=("SmolVLMImageProcessor", _tiled(64) | HALF),
         roles={"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|im_end|>"},
-        added=("<fake_token_around_image>", "<image>", "<global-img>"),
-        names={"image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"}
-        | {"end_of_utterance_token": "<end_of_utterance>"},
-        prompt="<|im_start|>User:{images}{text}<end_of_utterance>\nAssistant:",
+        added=(_FAKE, "<image>", "<global-img>"),
+        prompt="<|im_start|>" + _IDEFICS3.prompt,
+        names=_IMAGE | {"fake_image_token": _FAKE, "global_image_token": "<global-img>"},
     ),
     "internvl": Family(
         size=(56, 56),
         config=_internvl,
         image_processor=("GotOcr2ImageProcessor", _square(56) | IMAGENET | {"crop_to_patches": True}),
-        roles=_QWEN,
+        roles=_QWEN_ROLES,
         added=("<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
-        names={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
-        | {"video_token": "<video>"},
-        prompt="<|im_start|>user\n{images}\n{text}<|im_end|>\n<|im_start|>assistant\n",
+        prompt=_CHAT % "\n",
         image="<IMG_CONTEXT>",
+        names={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"},
     ),
     "gemma3": Family(
         size=(56, 56),
@@ -639,9 +489,9 @@ _FAMILIES: dict[str, Family] = {
         image_processor=("Gemma3ImageProcessor", _square(56) | HALF),
         roles=_GEMMA_ROLES,
         added=("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
-        names={"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
         prompt="<start_of_turn>user\n{images}{text}<end_of_turn>\n<start_of_turn>model\n",
         image="<start_of_image>",
+        names={"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
         bos=True,
     ),
     "florence2": Family(
@@ -650,8 +500,8 @@ _FAMILIES: dict[str, Family] = {
         image_processor=("CLIPImageProcessor", _square(64) | IMAGENET | {"do_center_crop": False, "image_seq_length": 5}),
         roles=_FAIRSEQ,
         added=("<image>",),
-        names={"image_token": "<image>"},
         prompt="{images}{text}",
+        names=_IMAGE,
     ),
     "blip2": Family(
         size=(28, 28),
@@ -666,7 +516,7 @@ _FAMILIES: dict[str, Family] = {
         size=(28, 28),
         config=_mllama,
         image_processor=("MllamaImageProcessor", _square(28) | CLIP | {"max_image_tiles": 4}),
-        roles={"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"},
+        roles=_LLAMA3,
         added=("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|image|>"),
         prompt="{images}{text}",
         image="<|image|>",
