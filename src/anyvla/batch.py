@@ -16,7 +16,8 @@ class Batch:
         prompts: B strings, as made by the prompt function.
         actions: (B, H, L, A) float32, normalised.
         action_mask: (B, H, L) bool, True where the action is real.
-        state: (B, H, S) float32, normalised, or None. present: (B, C) bool, False where a window lacks a camera; None: all there.
+        state: (B, H, S) float32, normalised, or None.
+        present: (B, C) bool, False where a window lacks a camera; None: all are there.
         names: B strings ``episode@frame`` that say where each window comes from.
     """
 

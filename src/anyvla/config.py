@@ -305,7 +305,7 @@ class Config(Settings):
             raise ValueError(f"structure one_step has no history: set actions.window=1 (it is {self.actions.window})")
         model = self.model
         if model.structure.type == "interleaved" and (model.structure.keep or 0) >= self.actions.window:
-            raise ValueError(f"model.structure.keep {model.structure.keep} must be less than actions.window {self.actions.window}")
+            raise ValueError(f"model.structure.keep must be less than actions.window {self.actions.window}")
         if model.head.type == "discrete" and model.structure.type == "policy_head":
             raise ValueError("the discrete head decodes in the backbone: use it with structure one_step or interleaved")
         if model.head.type == "discrete" and model.pooling is not None:

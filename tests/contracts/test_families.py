@@ -21,7 +21,9 @@ NOT_CAUSAL = ("florence2",)
 CONTINUOUS = ("fc", "lstm", "gpt", "flow")
 EVERY = [
     (family, structure, head)
-    for family, structure, head in itertools.product(FAMILIES, ("one_step", "interleaved", "policy_head"), (*CONTINUOUS, "discrete"))
+    for family, structure, head in itertools.product(
+        FAMILIES, ("one_step", "interleaved", "policy_head"), (*CONTINUOUS, "discrete")
+    )
     if not (head == "discrete" and structure == "policy_head")
     and not (family in NOT_CAUSAL and (structure == "interleaved" or head == "discrete"))
 ]

@@ -16,7 +16,10 @@ SIZE = (32, 48)
 
 
 def _build(
-    config: TinyBackboneConfig | PretrainedBackboneConfig, size: tuple[int, int] = SIZE, definition: Path | None = None, **settings
+    config: TinyBackboneConfig | PretrainedBackboneConfig,
+    size: tuple[int, int] = SIZE,
+    definition: Path | None = None,
+    **settings,
 ) -> Backbone:
     return build_backbone(ModelConfig(backbone=config, **settings), size, definition)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,46 +26,99 @@ StructureConfig = OneStepConfig | InterleavedConfig | PolicyHeadConfig
 Images = dict[str, torch.Tensor]
 
 
-class VLA(nn.Module):
-    """The continuous models: query features of every step of a window, then a head.
+class VLA(nn.Module, ABC):
+    """What every structure and head has in common.
 
-    ``policy_head``: the backbone sees one frame at a time, the head sees the window of its features; ``one_step`` is the case of a
-    window of one. ``interleaved``: the backbone sees the window as one causal sequence, and the head its features.
+    ``policy_head``: the backbone sees one frame at a time, the head sees the window of its features; ``one_step`` is the case of
+    a window of one. ``interleaved``: the backbone sees the window as one causal sequence, and the head its features.
     """
 
-    def __init__(self, backbone: Backbone, head: Head | DiscreteHead, structure: StructureConfig, window: int) -> None:
+    head: Head | DiscreteHead
+
+    def __init__(self, backbone: Backbone, structure: StructureConfig, window: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
         self.interleaved = isinstance(structure, InterleavedConfig)
         self.window = window
         keep = structure.keep if isinstance(structure, InterleavedConfig) else None
         self.keep = window // 2 if keep is None else keep
-        if (self.interleaved or isinstance(head, DiscreteHead)) and not backbone.family.causal:
-            raise ConfigError(
-                f"{backbone.model.config.model_type} looks at its whole sequence from every place: "
-                "neither structure interleaved nor the discrete head can be right with it"
-            )
 
     @property
+    @abstractmethod
     def history(self) -> int:
         """Steps that the model looks back on at run time: 1 if each step stands alone."""
-        return self.window if self.interleaved else self.head.history
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What training minimises, as ``loss``, and its parts by name."""
-        return self._losses(self.features(batch.images, batch.prompts, batch.state, batch.present), batch)
 
+    @abstractmethod
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Losses as in training, and what ``predict`` gives."""
-        features = self.features(batch.images, batch.prompts, batch.state, batch.present)
-        return self._losses(features, batch), self.head.sample(features)
 
+    @abstractmethod
     def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
         """Windows: camera -> (B, H, 3, h, w) uint8, B prompts, state (B, H, S) -> normalised actions (B, H, L, A).
 
         A model that acts only at the last step of a window gives (B, 1, L, A).
         """
+
+    @abstractmethod
+    def init_state(self) -> Any:
+        """The state of one episode before its first observation."""
+
+    @abstractmethod
+    def step(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        states: Sequence[Any],
+        state: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """One observation of each of B episodes, wherever each of them stands.
+
+        Args:
+            images: camera -> (B, 3, h, w) uint8. states: B, of ``init_state`` or of the step before.
+            state: (B, S) of the robot. present: (B, C) bool, False where a row lacks a camera.
+
+        Returns:
+            Normalised actions (B, L, A), binary dimensions 0 or 1, and the next B states.
+        """
+
+    def _extend(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        contexts: Sequence[Context],
+        state: torch.Tensor | None,
+        present: torch.Tensor | None,
+    ) -> list[Context]:
+        limit, keep = (self.window, self.keep) if self.interleaved else (1, 0)
+        return extend(self.backbone, images, prompts, contexts, limit=limit, keep=keep, state=state, present=present)
+
+
+class ContinuousVLA(VLA):
+    """Query features of every step of a window, then a head."""
+
+    head: Head
+
+    def __init__(self, backbone: Backbone, head: Head, structure: StructureConfig, window: int) -> None:
+        super().__init__(backbone, structure, window)
+        self.head = head
+
+    @property
+    def history(self) -> int:
+        return self.window if self.interleaved else self.head.history
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return self._losses(self.features(batch.images, batch.prompts, batch.state, batch.present), batch)
+
+    def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        features = self.features(batch.images, batch.prompts, batch.state, batch.present)
+        return self._losses(features, batch), self.head.sample(features)
+
+    def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
         return self.head.sample(self.features(images, prompts, state))
 
     def features(
@@ -92,7 +146,6 @@ class VLA(nn.Module):
         return {"loss": loss, **parts}
 
     def init_state(self) -> Any:
-        """The state of one episode before its first observation."""
         return Context() if self.interleaved else self.head.init_state()
 
     def step(
@@ -103,15 +156,6 @@ class VLA(nn.Module):
         state: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[Any]]:
-        """One observation of each of B episodes, wherever each of them stands.
-
-        Args:
-            images: camera -> (B, 3, h, w) uint8. states: B, of ``init_state`` or of the step before. state: (B, S) of the robot.
-            present: (B, C) bool, False where a row lacks a camera.
-
-        Returns:
-            Normalised actions (B, L, A), binary dimensions 0 or 1, and the next B states.
-        """
         stacked = torch.stack(list(images.values()), dim=1)
         if not self.interleaved:
             features, _ = self.backbone.encode_windows(
@@ -123,22 +167,15 @@ class VLA(nn.Module):
         last = torch.tensor([len(window) - 1 for window in windows], device=stacked.device)
         return self.head.sample_at(pad_sequence(windows, batch_first=True), last), contexts
 
-    def _extend(
-        self,
-        images: torch.Tensor,
-        prompts: Sequence[str],
-        contexts: Sequence[Context],
-        state: torch.Tensor | None,
-        present: torch.Tensor | None,
-    ) -> list[Context]:
-        limit, keep = (self.window, self.keep) if self.interleaved else (1, 0)
-        return extend(self.backbone, images, prompts, contexts, limit=limit, keep=keep, state=state, present=present)
-
 
 class DiscreteVLA(VLA):
     """Actions as tokens: the chunk of the window's last step is decoded behind its query tokens."""
 
     head: DiscreteHead
+
+    def __init__(self, backbone: Backbone, head: DiscreteHead, structure: StructureConfig, window: int) -> None:
+        super().__init__(backbone, structure, window)
+        self.head = head
 
     @property
     def history(self) -> int:
@@ -157,10 +194,9 @@ class DiscreteVLA(VLA):
         return {"loss": loss, "cross_entropy": loss}
 
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        return self(batch), self.predict(batch.images, batch.prompts, batch.state)
+        return self.forward(batch), self.predict(batch.images, batch.prompts, batch.state)
 
     def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, 1, L, A): of the last step."""
         contexts: list[Any] = [Context() for _ in prompts]
         stacked = torch.stack(list(images.values()), dim=2)
         for h in range(stacked.shape[1]):
@@ -183,7 +219,7 @@ class DiscreteVLA(VLA):
         return self._decode(prompts, contexts), contexts if self.interleaved else [Context() for _ in contexts]
 
     def _decode(self, prompts: Sequence[str], contexts: Sequence[Context]) -> torch.Tensor:
-        first = torch.stack([context.features[-1, -1] for context in contexts if context.features is not None])
+        first = torch.stack([context.features[-1, -1] for context in contexts])
         tokens = decode(self.backbone, first, prompts, contexts, self.head.length, self.head.choose, self.head.embed)
         return self.head.actions(tokens)
 
@@ -205,10 +241,16 @@ def build_vla(
         definition: folder of a saved backbone definition to take instead of ``config.backbone``, as a checkpoint has one.
     """
     backbone = build_backbone(config, image_size, definition)
+    in_sequence = isinstance(config.structure, InterleavedConfig) or isinstance(config.head, DiscreteHeadConfig)
+    if in_sequence and not backbone.family.causal:
+        raise ConfigError(
+            f"{backbone.model.config.model_type} looks at its whole sequence from every place: "
+            "neither structure interleaved nor the discrete head can be right with it"
+        )
     if isinstance(config.head, DiscreteHeadConfig):
         if not bounded:
             raise ConfigError("the discrete head needs bounded actions: set actions.normalization to quantile or bounds")
         discrete = DiscreteHead(config.head, backbone.width, spec, chunk, backbone.embedding_scale())
         return DiscreteVLA(backbone, discrete, config.structure, window)
     head = make_head(config.head, backbone.width, backbone.readouts, spec, window, chunk, bounded, config.loss)
-    return VLA(backbone, head, config.structure, window)
+    return ContinuousVLA(backbone, head, config.structure, window)

@@ -310,9 +310,7 @@ class _Loop:
 
 
 @torch.no_grad()
-def validate(
-    model: VLA, loader: DataLoader, transforms: Transforms, accelerator: Accelerator
-) -> dict[str, float]:
+def validate(model: VLA, loader: DataLoader, transforms: Transforms, accelerator: Accelerator) -> dict[str, float]:
     """Loss over ``loader``, and the mean absolute error (binary: accuracy) of every dimension in robot units.
 
     ``first/...`` is that of the first action of the last step's chunk: what a robot would do.

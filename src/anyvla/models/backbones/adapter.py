@@ -142,9 +142,7 @@ class Backbone(nn.Module):
         """
         end = [self.tokenizer.eos_token_id]
         tails = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] + end for answer in answers]
-        sequence = build_sequence(
-            self.family, prompts, images.device, cameras=[[images.shape[1]]] * len(prompts), tails=tails
-        )
+        sequence = build_sequence(self.family, prompts, images.device, cameras=[[images.shape[1]]] * len(prompts), tails=tails)
         pixels = self.pixels(images.flatten(0, 1)) if images.shape[1] else None
         hidden = self.run(sequence, self.family.inputs(sequence, pixels))
         real = sequence.tail >= 0

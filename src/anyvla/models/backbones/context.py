@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,10 +34,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Context:
-    """What an episode has in its sequence: its frames, oldest first, their features (h, Q, D), the cache of all their tokens."""
+    """What an episode has in its sequence: its frames, oldest first, their features (h, Q, D), the cache of their tokens."""
 
     frames: tuple[Frame, ...] = ()
-    features: torch.Tensor | None = None
+    features: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0))
     cache: KeyValues | None = None
     past: int = 0
 
@@ -70,9 +70,9 @@ def extend(
         past = context.past if context.cache is not None and context.frames else 0
         grown.append(replace(context, frames=(*context.frames, frame), past=past))
         # rows of one length share a forward pass: no padding stands between a context and its continuation
-        frames = 1 if past else len(grown[i].frames)
-        cameras = tuple(frame.images for frame in grown[i].frames[-frames:])
-        seen = sum(frame.images for frame in grown[i].frames[:-frames])
+        new = 1 if past else len(grown[i].frames)
+        cameras = tuple(frame.images for frame in grown[i].frames[-new:])
+        seen = sum(frame.images for frame in grown[i].frames[:-new])
         groups[past, seen, cameras, len(backbone.family.prompt_ids(prompts[i], cameras[0]))].append(i)
     for (past, seen, cameras, _), rows in groups.items():
         chosen = [grown[i] for i in rows]
@@ -80,8 +80,7 @@ def extend(
         frames = [context.frames[-len(cameras) :] for context in chosen]
         hidden, cache = _run(backbone, sequence, frames, [context.cache for context in chosen] if past else None)
         for i, new, row_cache in zip(rows, backbone.readout(hidden, sequence), _rows_of(cache, len(rows)), strict=True):
-            before = grown[i].features
-            features = torch.cat([before, new]) if past and before is not None else new
+            features = torch.cat([grown[i].features, new]) if past else new
             grown[i] = Context(grown[i].frames, features, row_cache, past + sequence.ids.shape[1])
     return grown
 
@@ -175,7 +174,9 @@ def _run(
     state = None
     if backbone.state_encoder is not None:
         state = torch.stack([torch.stack([frame.state for frame in row]) for row in frames])  # type: ignore[misc]
-    with _vision_given(family.vision(backbone.model), _join([[frame.vision for frame in row] for row in frames], family.image_dim)):
+    with _vision_given(
+        family.vision(backbone.model), _join([[frame.vision for frame in row] for row in frames], family.image_dim)
+    ):
         return backbone.run(sequence, inputs, state, suffix), cache
 
 
@@ -198,7 +199,7 @@ def _vision_given(tower: nn.Module, output: Any) -> Iterator[None]:
     def given(*_arguments: Any, **_keywords: Any) -> Any:
         return output
 
-    tower.forward = given  # type: ignore[method-assign]
+    tower.forward = given
     try:
         yield
     finally:

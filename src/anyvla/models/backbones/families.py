@@ -25,7 +25,8 @@ class Family:
     """LLaVA's way, and the base of all others.
 
     Attributes:
-        template: the prompt, with the images of the first frame and the text. special_tokens: whether the tokenizer adds its own.
+        template: the prompt, with the images of the first frame and the text.
+        special_tokens: whether the tokenizer adds its own to it.
         connector: path of the module whose output is what the language model gets of an image, (images, tokens, D).
         causal: later tokens never change earlier hidden states. appendable: the key-value cache can be continued with a frame.
         image_dim: the dimension along which images follow each other in the vision tower's output.
@@ -278,7 +279,9 @@ class LlavaNextFamily(Family):
         """(n, 3, h, w) -> (n, 1 + tiles, 3, s, s)."""
         tile, (height, width) = self._tile(), self._best()
         scale = min(height / pixels.shape[-2], width / pixels.shape[-1])
-        fitted = _resized(pixels, min(height, math.ceil(pixels.shape[-2] * scale)), min(width, math.ceil(pixels.shape[-1] * scale)))
+        fitted = _resized(
+            pixels, min(height, math.ceil(pixels.shape[-2] * scale)), min(width, math.ceil(pixels.shape[-1] * scale))
+        )
         top, left = (height - fitted.shape[-2]) // 2, (width - fitted.shape[-1]) // 2
         padded = self.black.to(pixels).expand(len(pixels), 3, height, width).clone()
         padded[..., top : top + fitted.shape[-2], left : left + fitted.shape[-1]] = fitted
@@ -357,9 +360,10 @@ class QwenVLFamily(Family):
         before = (~visual * sequence.mask.bool()).long() + first * max(rows, columns)
         start = before.cumsum(1) - before  # where a word stands, and where an image begins
         block = self.tokens_per_image
-        place = torch.arange(visual.shape[1], device=visual.device) - torch.where(
-            first, torch.arange(visual.shape[1], device=visual.device), 0
-        ).cummax(1).values
+        place = (
+            torch.arange(visual.shape[1], device=visual.device)
+            - torch.where(first, torch.arange(visual.shape[1], device=visual.device), 0).cummax(1).values
+        )
         place = (place % block) * visual
         # inside an image all tokens share its beginning
         begin = torch.where(visual, start - (~first) * max(rows, columns) * visual, start)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -16,7 +17,7 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
-from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
+from anyvla.config import Config, ModelConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.families import Family, family_of
@@ -83,7 +84,7 @@ def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
         config = AutoConfig.from_pretrained(path)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
         for key in ("image_mean", "image_std"):
-            processor[key]  # noqa: B018
+            processor[key]
     except (OSError, ValueError, KeyError) as error:
         what = "no folder, and no model of the hub that can be reached" if not Path(path).exists() else repr(error)
         raise CheckpointError(f"{path}: no usable vision-language model: {what}") from error
@@ -101,7 +102,7 @@ def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedT
             model = make.from_config(config, dtype=torch.float32)
         else:
             model = make.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
     return model, tokenizer, processor
 

@@ -52,7 +52,8 @@ class TokenSequence:
         }
         return TokenSequence(
             **picked,
-            images=[self.images[i] for i in index.tolist()], past=self.past,
+            images=[self.images[i] for i in index.tolist()],
+            past=self.past,
             past_images=self.past_images,
         )
 
