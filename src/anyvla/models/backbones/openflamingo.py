@@ -155,11 +155,11 @@ class GatedCrossAttention(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, images: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """x (N, T, D); images (N, I, latents, V); mask (N, T, I) bool, True = may look."""
-        blind = ~mask.any(2, keepdim=True)  # before the first image: nothing is added, not even a mean over what is hidden
-        latents = mask | blind
-        latents = latents.repeat_interleave(images.shape[2], 2)[:, None]
-        seen = self.attention(self.norm(x), images.flatten(1, 2), latents).masked_fill(blind, 0)
-        x = x + self.attention_gate.tanh() * seen
+        if images.shape[1]:
+            blind = ~mask.any(2, keepdim=True)  # before the first image nothing is added, not even a mean over what is hidden
+            latents = (mask | blind).repeat_interleave(images.shape[2], 2)[:, None]
+            seen = self.attention(self.norm(x), images.flatten(1, 2), latents).masked_fill(blind, 0)
+            x = x + self.attention_gate.tanh() * seen
         return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
 
 
@@ -295,11 +295,10 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         def look(cross: nn.Module, _layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             return (cross(inputs[0], images, mask), *inputs[1:])
 
-        handles = []
-        if images.shape[1]:
-            layers = decoder_layers(self.language_model)
-            for index, cross in self.cross_attentions.items():
-                handles.append(layers[int(index)].register_forward_pre_hook(partial(look, cross)))
+        layers = decoder_layers(self.language_model)
+        handles = [
+            layers[int(index)].register_forward_pre_hook(partial(look, cross)) for index, cross in self.cross_attentions.items()
+        ]
         try:
             yield
         finally:
