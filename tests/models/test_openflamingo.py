@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import MptConfig
+from transformers import DynamicCache, MptConfig
 
 from anyvla.errors import CheckpointError
 from anyvla.models.backbones.openflamingo import (
@@ -148,8 +148,8 @@ def test_the_published_parts_load_strictly(kind: str, every: int, tmp_path: Path
     )
     assert list(model.model.cross_attentions) == [str(i) for i in range(every - 1, 4, every)]
     torch.testing.assert_close(model.get_input_embeddings().weight, checkpoint[f"lang_encoder.{embedding}"])
-    keys = checkpoint["perceiver.layers.1.0.to_kv.weight"].chunk(2)[0]
-    torch.testing.assert_close(model.model.resampler.layers[1].attention.k_proj.weight, keys)
+    latest = checkpoint[next(name for name in checkpoint if name.endswith("3.gated_cross_attn_layer.attn.to_kv.weight"))]
+    torch.testing.assert_close(model.model.cross_attentions["3"].attention.v_proj.weight, latest.chunk(2)[1])
 
 
 def test_a_clip_of_transformers_serves_as_well() -> None:
@@ -231,7 +231,7 @@ def _first_layer(images: torch.Tensor, mask: torch.Tensor | None = None) -> torc
     """What the first cross-attention adds for each token (T, D), with words equal: only the images differ between places."""
     model = build("openflamingo-neox").model
     cross = model.cross_attentions["1"]
-    seen, default = model._visible(TWO_IMAGES, model.get_image_features(images).pooler_output, None)
+    seen, default = model._visible(TWO_IMAGES, model.get_image_features(images).pooler_output, None, None)
     x = torch.ones(1, 5, D, dtype=torch.float64)
     return (cross(x, seen, default if mask is None else mask) - x)[0]
 
@@ -285,6 +285,37 @@ def test_images_may_come_one_after_the_other_through_the_cache(split: int) -> No
         cache = output.past_key_values
         parts.append(output.last_hidden_state)
     torch.testing.assert_close(torch.cat(parts, dim=1), full, atol=1e-9, rtol=0)
+
+
+def test_rows_of_caches_can_be_put_together_again() -> None:
+    """Images travel with the keys and values of their row."""
+    model = build("openflamingo-neox").model
+    ids = torch.cat((TWO_IMAGES, TWO_IMAGES + torch.tensor([0, 0, 1, 0, 1])))
+    full = model(input_ids=torch.cat((ids, ids[:, :1] + 7), dim=1), pixel_values=pixels(4)).last_hidden_state[:, -1:]
+    first = model(input_ids=ids, pixel_values=pixels(4), use_cache=True).past_key_values
+    swapped = DynamicCache()
+    for i, layer in enumerate(first.layers):
+        swapped.update(layer.keys.flip(0), layer.values.flip(0), i)
+    assert swapped.get_seq_length() == 5
+    last = model(input_ids=ids[:, :1] + 7, past_key_values=swapped, use_cache=True).last_hidden_state
+    torch.testing.assert_close(last, full.flip(0), atol=1e-9, rtol=0)
+
+
+def test_cameras_of_a_later_moment_replace_those_in_the_cache() -> None:
+    """The mask speaks of the new images; a token before them still sees the old ones."""
+    model = build("openflamingo-neox").model
+    ids = torch.tensor([[0, 59, 59, 5, 6, 59, 59, 7]])
+    mask = torch.zeros(1, 8, 4, dtype=torch.bool)
+    mask[:, 1:5, :2], mask[:, 5:, 2:] = True, True
+    full = model(input_ids=ids, pixel_values=pixels(4), image_attention_mask=mask).last_hidden_state
+    first = model(input_ids=ids[:, :4], pixel_values=pixels(4)[:2], image_attention_mask=mask[:, :4, :2], use_cache=True)
+    second = model(
+        input_ids=ids[:, 4:],
+        pixel_values=pixels(4)[2:],
+        image_attention_mask=mask[:, 4:, 2:],
+        past_key_values=first.past_key_values,
+    )
+    torch.testing.assert_close(torch.cat((first.last_hidden_state, second.last_hidden_state), dim=1), full, atol=1e-9, rtol=0)
 
 
 def test_the_language_model_is_left_without_hooks() -> None:

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
@@ -42,10 +42,11 @@ from anyvla.models.backbones.parts import (
     sub_config,
 )
 from anyvla.models.backbones.published import Tensors, load_strictly, renamed, split_rows, tensors_of
+from anyvla.models.resampler import PerceiverResampler
 
 TOWER = "model.vision_tower."
 CLASS = f"{TOWER}class_embedding"
-HEAD_SIZE = 64  # of the resampler and of the cross-attentions
+HEAD_SIZE = 64  # of the cross-attentions
 
 
 class OpenFlamingoConfig(PreTrainedConfig):
@@ -111,39 +112,6 @@ class FeedForward(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(self.norm(x))))
 
 
-class ResamplerBlock(GradientCheckpointingLayer):
-    """Latents look at the image and at themselves."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm_image = nn.LayerNorm(width)
-        self.norm_latents = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, HEAD_SIZE, bias=False)
-        self.feed_forward = FeedForward(width)
-
-    def forward(self, latents: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        normed = self.norm_latents(latents)
-        memory = torch.cat((self.norm_image(image), normed), dim=1)
-        latents = latents + self.attention(normed, memory)
-        return latents + self.feed_forward(latents)
-
-
-class Resampler(nn.Module):
-    """(images, patches, D) -> (images, latents, D)."""
-
-    def __init__(self, width: int, layers: int, latents: int, heads: int) -> None:
-        super().__init__()
-        self.latents = nn.Parameter(torch.empty(latents, width))
-        self.layers = nn.ModuleList(ResamplerBlock(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        latents = self.latents.expand(len(image), -1, -1)
-        for layer in self.layers:
-            latents = layer(latents, image)
-        return self.norm(latents)
-
-
 class GatedCrossAttention(GradientCheckpointingLayer):
     def __init__(self, width: int, image_width: int, heads: int) -> None:
         super().__init__()
@@ -157,7 +125,7 @@ class GatedCrossAttention(GradientCheckpointingLayer):
         """x (N, T, D); images (N, I, latents, V); mask (N, T, I) bool, True = may look."""
         if images.shape[1]:
             blind = ~mask.any(2, keepdim=True)  # before the first image nothing is added, not even a mean over what is hidden
-            latents = (mask | blind).repeat_interleave(images.shape[2], 2)[:, None]
+            latents = (mask | blind).repeat_interleave(images.shape[2], 2)
             seen = self.attention(self.norm(x), images.flatten(1, 2), latents).masked_fill(blind, 0)
             x = x + self.attention_gate.tanh() * seen
         return x + self.feed_forward_gate.tanh() * self.feed_forward(x)
@@ -169,7 +137,7 @@ class OpenFlamingoPreTrainedModel(OwnPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Resampler):
+        if isinstance(module, PerceiverResampler):
             nn.init.normal_(module.latents)
         elif isinstance(module, GatedCrossAttention):
             nn.init.zeros_(module.attention_gate)
@@ -183,7 +151,7 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         super().__init__(config)
         vision, text = config.vision_config, config.text_config
         self.vision_tower = VisionTower(vision)
-        self.resampler = Resampler(vision.hidden_size, config.resampler_layers, config.latents, config.heads)
+        self.resampler = PerceiverResampler(vision.hidden_size, config.resampler_layers, config.latents, config.heads)
         # Mpt has one way to attend; the others take the one that the whole model was asked for
         self.language_model = AutoModel.from_config(
             text, **({"attn_implementation": "eager"} if text.model_type == "mpt" else {})
@@ -226,9 +194,9 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         Args:
             input_ids: (N, T) with one image token per image. pixel_values: (images, 3, h, w) in their order.
             attention_mask: (N, past + T), padded on the right.
-            image_attention_mask: (N, T, I) bool, which of its row's I images each token may look at, those in the cache first.
-                By default the latest one up to the token itself.
-            past_key_values: the images go with it, so that later tokens see them.
+            image_attention_mask: (N, T, I) bool, which of its row's I new images each token may look at; by default the latest
+                one up to the token itself. A token that may look at none sees what the last token in the cache saw.
+            past_key_values: the images are kept in it, behind the layers, so that later tokens see them.
             mm_encoder_outputs: ``{"image": get_image_features(...)}`` computed before, in place of pixel_values.
         """
         if use_cache and past_key_values is None:
@@ -237,13 +205,7 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         if image is None and pixel_values is not None:
             image = self.get_image_features(pixel_values)
         features = None if image is None else image.pooler_output
-        images, mask = self._visible(input_ids, features, past_key_values)
-        if image_attention_mask is not None:
-            if image_attention_mask.shape != mask.shape:
-                raise ValueError(f"image_attention_mask {tuple(image_attention_mask.shape)}, expected {tuple(mask.shape)}")
-            mask = image_attention_mask.bool()
-        if past_key_values is not None:
-            setattr(past_key_values, _IMAGES, (images, mask[:, -1]))
+        images, mask = self._visible(input_ids, features, image_attention_mask, past_key_values)
         if position_ids is None:
             position_ids = positions_of(attention_mask, input_ids.shape[1])
         embeddings = self.get_input_embeddings()(input_ids)
@@ -256,6 +218,8 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
                 use_cache=bool(use_cache),
                 **kwargs,
             )
+        if past_key_values is not None:
+            self._keep(past_key_values, images, mask[:, -1])
         return LlavaModelOutputWithPast(
             last_hidden_state=output.last_hidden_state,
             past_key_values=output.past_key_values,
@@ -265,7 +229,7 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         )
 
     def _visible(
-        self, input_ids: torch.Tensor, features: torch.Tensor | None, cache: Cache | None
+        self, input_ids: torch.Tensor, features: torch.Tensor | None, mask: torch.Tensor | None, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The images of each row (N, I, latents, V), those of the cache first, and which of them each token sees (N, T, I)."""
         at_image = input_ids == self.config.image_token_id
@@ -280,13 +244,34 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         else:
             row, column = at_image.nonzero(as_tuple=True)
             images = features.new_zeros(shape).index_put((row, seen[row, column] - 1), features)
-        mask = seen[..., None] == torch.arange(1, new + 1, device=input_ids.device)
-        before = getattr(cache, _IMAGES, None)
+        latest = seen[..., None] == torch.arange(1, new + 1, device=input_ids.device)
+        if mask is None:
+            mask = latest
+        elif mask.shape != latest.shape:
+            raise ValueError(f"image_attention_mask {tuple(mask.shape)}, expected {tuple(latest.shape)}")
+        mask = mask.bool()
+        before = self._kept(cache)
         if before is not None:
             old_images, old_seen = before
             images = torch.cat((old_images, images), dim=1)
-            mask = torch.cat((old_seen[:, None] & (seen == 0)[..., None], mask), dim=2)
+            mask = torch.cat((old_seen[:, None] & ~mask.any(2, keepdim=True), mask), dim=2)
         return images, mask
+
+    def _kept(self, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The images in a cache (N, I, latents, V), and which of them the last token saw (N, I)."""
+        place = len(decoder_layers(self.language_model))
+        if cache is None or len(cache.layers) <= place:
+            return None
+        return cache.layers[place].keys, cache.layers[place].values[:, :, 0, 0] > 0
+
+    def _keep(self, cache: Cache, images: torch.Tensor, seen: torch.Tensor) -> None:
+        """As one layer more, so that images are copied, picked and put together row by row as keys and values are."""
+        place = len(decoder_layers(self.language_model))
+        if len(cache.layers) == place:
+            cache.layers.append(DynamicLayer())
+        layer = cache.layers[place]
+        layer.lazy_initialization(images, images)
+        layer.keys, layer.values = images, seen[..., None, None].to(images.dtype)
 
     @contextmanager
     def _looking_at(self, images: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
@@ -304,9 +289,6 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         finally:
             for handle in handles:
                 handle.remove()
-
-
-_IMAGES = "openflamingo_images"  # on a cache: the images (N, I, latents, V), and which of them the last token saw (N, I)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -344,15 +326,10 @@ _RULES: list[tuple[str, str | None]] = [
     (r"^(model\.cross_attentions\.\d+)\.attn_gate$", r"\1.attention_gate"),
     (r"^(model\.cross_attentions\.\d+)\.ff_gate$", r"\1.feed_forward_gate"),
     (r"^(model\.cross_attentions\.\d+)\.ff\.", r"\1.feed_forward."),
-    # resampler
+    (r"^(model\.cross_attentions\.\d+\.feed_forward)\.0\.", r"\1.norm."),
+    (r"^(model\.cross_attentions\.\d+\.feed_forward)\.1\.", r"\1.fc1."),
+    (r"^(model\.cross_attentions\.\d+\.feed_forward)\.3\.", r"\1.fc2."),
     (r"^perceiver\.", "model.resampler."),
-    (r"^(model\.resampler\.layers\.\d+)\.0\.norm_media\.", r"\1.norm_image."),
-    (r"^(model\.resampler\.layers\.\d+)\.0\.norm_latents\.", r"\1.norm_latents."),
-    (r"^(model\.resampler\.layers\.\d+)\.0\.to_(q|kv|out)\.", r"\1.attention.\2_proj."),
-    (r"^(model\.resampler\.layers\.\d+)\.1\.", r"\1.feed_forward."),
-    (r"(\.feed_forward)\.0\.", r"\1.norm."),
-    (r"(\.feed_forward)\.1\.", r"\1.fc1."),
-    (r"(\.feed_forward)\.3\.", r"\1.fc2."),
 ]
 
 _VISION_RULES: list[tuple[str, str | None]] = [

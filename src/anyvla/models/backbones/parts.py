@@ -18,6 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
 
+from anyvla.models.attention import attend
+
 
 def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(1.702 * x)
@@ -99,13 +101,10 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias)
 
     def forward(self, x: torch.Tensor, memory: torch.Tensor | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """``mask`` (N, 1, T, S) bool, True = may look."""
+        """``mask`` (N, T, S) bool, True = may look."""
         memory = x if memory is None else memory
-        q, k, v = (
-            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for y in (self.q_proj(x), self.k_proj(memory), self.v_proj(memory))
-        )
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        seen = attend(self.q_proj(x), self.k_proj(memory), self.v_proj(memory), self.heads, mask=mask)
+        return self.out_proj(seen)
 
 
 class Mlp(nn.Module):
