@@ -12,10 +12,10 @@ import torch
 from common import milliseconds, peak_memory_mib, report
 
 from anyvla.actions import NAV2, fit_normalizer
+from anyvla.batch import Batch
 from anyvla.checkpoint import build_model
 from anyvla.config import load_config
 from anyvla.data.transforms import Transforms
-from anyvla.models.losses import action_loss
 from anyvla.training.optimizer import make_optimizer
 
 
@@ -26,12 +26,14 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config("nav-tiny", arguments.overrides)
     ones = np.ones(len(NAV2))
+    image_size = config.observation.image_size
+    assert image_size is not None  # the recipe has one
     transforms = Transforms(
         spec=NAV2,
         normalizer=fit_normalizer("bounds", {"min": -ones, "max": ones}, NAV2),
         statistics={},
         cameras=("front",),
-        image_size=config.observation.image_size,
+        image_size=image_size,
         fit="stretch",
         prompt_template="{instruction}",
         window=config.actions.window,
@@ -46,9 +48,10 @@ def main() -> None:
     prompts = ["Navigate around the obstacle on the left and stop in front of the bottle."] * batch
     actions = torch.rand(batch, window, chunk, len(NAV2))
     mask = torch.ones(batch, window, chunk, dtype=torch.bool)
+    windows = Batch(images, prompts, actions, mask, [""] * batch)
 
     def step() -> None:
-        loss, _ = action_loss(model(images, prompts), actions, mask, NAV2, config.model.loss)
+        loss = model(windows)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.clip_norm)
         optimizer.step()

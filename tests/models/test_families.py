@@ -72,7 +72,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder, and no model of the hub that can be reached"):
         load(Path("some-org/some-model"))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="no usable vision-language model|no support for models of type 'bert'"):
+    with pytest.raises(CheckpointError, match="no usable vision-language model"):
         load(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": [0.5]}')
     with pytest.raises(CheckpointError, match="no support for models of type 'bert'"):

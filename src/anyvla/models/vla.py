@@ -29,8 +29,8 @@ Images = dict[str, torch.Tensor]
 class VLA(nn.Module, ABC):
     """What every structure and head has in common.
 
-    ``policy_head``: the backbone sees one frame at a time, the head sees the window of its features; ``one_step`` is the case of
-    a window of one. ``interleaved``: the backbone sees the window as one causal sequence, and the head its features.
+    ``policy_head``: the backbone sees one frame at a time, the head sees the window of its features; ``one_step`` is the
+    case of a window of one. ``interleaved``: the backbone sees the window as one causal sequence, and the head its features.
     """
 
     head: Head | DiscreteHead

@@ -75,6 +75,8 @@ class Family:
 
     def count_tokens(self) -> int:
         """Placeholders per image."""
+        if self.config.model_type.startswith("anyvla_"):  # of our own models
+            return int(self.config.image_seq_length)
         return self.patches() + (getattr(self.config, "vision_feature_select_strategy", "default") == "full")
 
     def is_placeholder(self, token: int) -> bool:
@@ -172,9 +174,6 @@ class TinyFamily(Family):
 
     def check_image_size(self) -> None:
         pass  # the model is made for the size
-
-    def count_tokens(self) -> int:
-        return int(self.config.image_seq_length)
 
 
 class PlainFamily(Family):
@@ -563,6 +562,45 @@ class MllamaFamily(Family):
         }
 
 
+class UFormFamily(Family):
+    def encode_prompt(self, text: str, images: int) -> list[int]:
+        chat = "<|im_start|>" in self.tokenizer.get_vocab()  # the second generation speaks Qwen's language
+        self.template = _UFORM_CHAT if chat else "{images}{text}"
+        return super().encode_prompt(text, images)
+
+
+class MoondreamFamily(Family):
+    """Its image token may lie behind the vocabulary, where no text can name it."""
+
+    template = "\n\nQuestion: {text}\n\nAnswer:"
+
+    def frame_ids(self, images: int) -> list[int]:
+        return [self.placeholder_id] * (self.tokens_per_image * images)
+
+    def encode_prompt(self, text: str, images: int) -> list[int]:
+        words = self.tokenizer(self.template.replace("{text}", text), add_special_tokens=False)["input_ids"]
+        return [self.tokenizer.bos_token_id, *self.frame_ids(images), *words]
+
+
+class OpenFlamingoFamily(Family):
+    template = "{images}{text}"
+    special_tokens = False
+    connector = None
+
+    def count_tokens(self) -> int:
+        return 1
+
+    def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
+        result = super().inputs(sequence, pixels)
+        return result if pixels is None else result | {"image_attention_mask": attended_images(sequence)}
+
+
+_UFORM_CHAT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
 def attended_images(sequence: TokenSequence) -> torch.Tensor:
     """(N, T, I) bool: the images that each token looks at by cross-attention: those of its frame that stand before it."""
     count = sequence.frame_of_image.shape[1]
@@ -590,7 +628,10 @@ def _pair(size: Any) -> list[int]:
 
 
 FAMILIES: dict[str, type[Family]] = {
+    "anyvla_moondream": MoondreamFamily,
+    "anyvla_openflamingo": OpenFlamingoFamily,
     "anyvla_tiny": TinyFamily,
+    "anyvla_uform_gen": UFormFamily,
     "blip-2": Blip2Family,
     "florence2": Florence2Family,
     "gemma3": Gemma3Family,

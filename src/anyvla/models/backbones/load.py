@@ -21,6 +21,8 @@ from anyvla.config import Config, ModelConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.families import Family, family_of
+from anyvla.models.backbones.moondream import register_moondream
+from anyvla.models.backbones.openflamingo import register_openflamingo
 from anyvla.models.backbones.tiny import (
     STRIDE,
     TinyVLMConfig,
@@ -28,6 +30,7 @@ from anyvla.models.backbones.tiny import (
     register_tiny,
     tiny_tokenizer,
 )
+from anyvla.models.backbones.uform import register_uform_gen
 from anyvla.models.resampler import PerceiverResampler
 
 _HALF = (0.5, 0.5, 0.5)
@@ -79,7 +82,8 @@ def resolve_image_size(config: Config) -> Config:
 
 def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The configuration and the image processor's settings of a model in a folder or of the hub."""
-    register_tiny()
+    for register in (register_tiny, register_uform_gen, register_moondream, register_openflamingo):
+        register()
     try:
         config = AutoConfig.from_pretrained(path)
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
