@@ -131,7 +131,7 @@ def _freeze_unused(model: VLA, dataset: WindowDataset, accelerator: Accelerator)
     """Freeze what the training computes nothing with, found by one forward pass of one window that leaves no trace."""
     if accelerator.distributed_type != DistributedType.FSDP:  # which shards the model before it goes to the device
         model.to(accelerator.device)
-    batch = collate([dataset[Item(0, 0)]]).to(model.backbone.queries.device)
+    batch = collate([dataset[Item(0, 0)]]).to(next(model.parameters()).device)
     with torch.random.fork_rng():
         freeze_unused(model, [model(batch)["loss"]])
 
