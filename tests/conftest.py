@@ -53,26 +53,10 @@ def make_episodes(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def llava_folder(tmp_path: Path) -> Path:
-    """A tiny random LLaVA for images of 32 x 32, saved as pretrained models are; its last vision layer is used by nothing."""
-    import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    """A tiny random LLaVA for images of 28 x 28, saved as pretrained models are; its last vision layer is used by nothing."""
+    from tests.tiny_models import make_tiny
 
-    from anyvla.models.backbones.tiny import tiny_tokenizer
-
-    tokenizer = tiny_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=32),
-        text_config=LlamaConfig(**small, vocab_size=len(tokenizer), pad_token_id=0),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path / "llava"
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}')
-    return folder
+    return make_tiny("llava", tmp_path / "llava")
 
 
 @pytest.fixture

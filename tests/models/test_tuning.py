@@ -21,19 +21,22 @@ def _config(*overrides: str, llava: Path | None = None) -> Config:
     backbone = "{type: tiny, width: 32, vision_layers: 2, language_layers: 3}"
     if llava is not None:
         backbone = f"{{type: pretrained, path: {llava}}}"
+    size = [32, 32] if llava is None else [28, 28]
     base = [f"model.backbone={backbone}", "model.head={type: fc, hidden: 16, trunk: [16]}", "actions={window: 2, chunk: 3}"]
-    return parse_config("{}", [*base, "model.queries=2", "observation.image_size=[32, 32]", *overrides])
+    return parse_config("{}", [*base, "model.queries=2", f"observation.image_size={size}", *overrides])
 
 
 def _model(config: Config) -> VLA:
     torch.manual_seed(0)
-    model = build_vla(config.model, NAV2, window=2, chunk=3, image_size=(32, 32), bounded=True)
+    model = build_vla(config.model, NAV2, window=2, chunk=3, image_size=config.observation.image_size, bounded=True)
     apply_tuning(model, config.tuning)
     return model
 
 
-def _images() -> dict[str, torch.Tensor]:
-    return {"front": torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))}
+def _predict(model: VLA) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (2, 2, 3, *model.backbone.image_size), dtype=torch.uint8, generator=generator)
+    return model.predict({"front": images}, PROMPTS)
 
 
 def _trained(model: VLA) -> set[str]:
@@ -50,7 +53,7 @@ def test_a_frozen_tower_and_nothing_else_stands_still(tower: str) -> None:
     model = _model(_config(f"tuning.{tower}.type=frozen"))
     frozen = {id(p) for p in model.backbone.towers()[tower]} - {id(model.backbone.queries)}
     assert {id(p) for p in model.parameters() if not p.requires_grad} == frozen
-    model(_images(), PROMPTS).square().sum().backward()
+    _predict(model).square().sum().backward()
     assert all((p.grad is None) == (id(p) in frozen) for p in model.parameters())
 
 
@@ -79,7 +82,7 @@ def test_the_resampler_has_a_say_of_its_own() -> None:
     for inside, value, trained in [(False, None, True), (False, False, False), (True, None, False), (True, True, True)]:
         model = build_vla(config.model, NAV2, window=2, chunk=3, image_size=(32, 32), bounded=True)
         resampler = torch.nn.Linear(32, 32)
-        (model.backbone.model if inside else model.backbone).add_module("resampler", resampler)
+        (model.backbone.model if inside else model.backbone).resampler = resampler
         apply_tuning(model, config.tuning.model_copy(update={"resampler": value}))
         assert resampler.weight.requires_grad is trained
 
@@ -95,8 +98,8 @@ def test_lora_begins_as_nothing_and_merges_to_what_it_was(llava: bool, targets: 
     towers = [f"tuning.{tower}={{{LORA}, targets: {targets}}}" for tower in ("vision", "language")]
     model = _model(_config(*towers, "tuning.connector={type: lora, targets: all-linear, rank: 2}", llava=folder)).eval()
     names = set(plain.state_dict())
-    before = plain(_images(), PROMPTS)
-    torch.testing.assert_close(model(_images(), PROMPTS), before, atol=0, rtol=0)
+    before = _predict(plain)
+    torch.testing.assert_close(_predict(model), before, atol=0, rtol=0)
 
     linear = {  # out + in numbers of every layer that should have an update, by tower
         tower: sum(
@@ -115,12 +118,12 @@ def test_lora_begins_as_nothing_and_merges_to_what_it_was(llava: bool, targets: 
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
-    updated = model(_images(), PROMPTS)
+    updated = _predict(model)
     assert (updated - before).abs().max() > 1e-3
     merged = merge_lora(model)
     assert set(merged.state_dict()) == names
     assert not any("peft" in type(module).__module__ for module in merged.modules())
-    torch.testing.assert_close(merged(_images(), PROMPTS), updated, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_predict(merged), updated, atol=1e-5, rtol=0)
 
 
 _PATTERNS = {
@@ -183,7 +186,7 @@ def test_gradient_checkpointing_computes_again_and_the_same(llava: bool, tuning:
             if name.endswith("language_model.layers.0.mlp"):
                 module.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         torch.manual_seed(3)
-        model(_images(), PROMPTS).square().sum().backward()
+        _predict(model).square().sum().backward()
         results.append((len(runs), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     (once, kept), (twice, again) = results
     assert (once, twice) == (1, 2)
@@ -203,13 +206,13 @@ def test_a_model_that_cannot_checkpoint_says_so(monkeypatch) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_computes_nothing_is_found_and_frozen(checkpointing: bool, llava_folder: Path) -> None:
     model = _model(_config(f"tuning.gradient_checkpointing={checkpointing}", llava=llava_folder))
-    names = freeze_unused(model, [model(_images(), PROMPTS)])
-    assert any("vision_tower" in name and "layers.1" in name for name in names)
+    names = freeze_unused(model, [_predict(model)])
+    assert any("vision_tower" in name and "layers.2" in name for name in names)
     assert any("lm_head" in name for name in names)
     assert _trained(model).isdisjoint(names)
-    model(_images(), PROMPTS).sum().backward()
+    _predict(model).sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == _trained(model)
-    assert freeze_unused(model, [model(_images(), PROMPTS)]) == []
+    assert freeze_unused(model, [_predict(model)]) == []
 
 
 def test_towers_learn_at_their_own_rates() -> None:

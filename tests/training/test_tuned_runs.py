@@ -62,7 +62,7 @@ def test_lora_trains_saves_goes_on_and_is_merged_on_export(overrides, tmp_path: 
     merged = load_checkpoint(exported)
     assert {getattr(merged.config.tuning, tower).type for tower in ("vision", "language")} == {"full"}
     images = torch.randint(0, 256, (2, 4, 3, 32, 48), dtype=torch.uint8)
-    both = [checkpoint.model({"front": images}, ["Stop.", "Go left."]) for checkpoint in (loaded, merged)]
+    both = [checkpoint.model.predict({"front": images}, ["Stop.", "Go left."]) for checkpoint in (loaded, merged)]
     torch.testing.assert_close(*both, atol=1e-5, rtol=0)
     with pytest.raises(CheckpointError, match="exists already"):
         export_checkpoint(whole, exported)
@@ -94,7 +94,7 @@ def test_two_processes_train_a_model_with_parts_that_nothing_uses(
 ) -> None:
     overrides = [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", "actions.chunk=1", "training.steps=3"]
     overrides = [item for item in overrides if "model.backbone" not in item]
-    overrides += [f"model.backbone={{type: pretrained, path: {llava_folder}}}", "observation.image_size=[32,32]"]
+    overrides += [f"model.backbone={{type: pretrained, path: {llava_folder}}}", "observation.image_size=[28,28]"]
     one = _run(overrides, tmp_path / "one", "training.batch_size=4")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
     command += ["train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2"]
