@@ -42,7 +42,7 @@ def main() -> None:
     )
     torch.manual_seed(0)
     model = build_model(config, transforms)
-    optimizer = make_optimizer(model, config.training)
+    optimizer = make_optimizer(model, config.training, config.tuning)
     batch, window, chunk = config.training.batch_size, transforms.window, transforms.chunk
     images = {"front": torch.randint(0, 256, (batch, window, 3, *transforms.image_size), dtype=torch.uint8)}
     prompts = ["Navigate around the obstacle on the left and stop in front of the bottle."] * batch

@@ -52,6 +52,14 @@ def make_episodes(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def llava_folder(tmp_path: Path) -> Path:
+    """A tiny random LLaVA for images of 28 x 28, saved as pretrained models are; its last vision layer is used by nothing."""
+    from tests.tiny_models import make_tiny
+
+    return make_tiny("llava", tmp_path / "llava")
+
+
+@pytest.fixture
 def tiny_overrides(tmp_path: Path) -> list[str]:
     """Settings that make the nav-tiny recipe as small and quick as it can be."""
     return [

@@ -110,8 +110,13 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     overrides = [*tiny_overrides, f"data.path={make_episodes(9, 9, 9)}", "training.steps=2", "training.warmup=1"]
     for i, changes in enumerate(
         [
-            ["policy.execution.type=ensemble", "model.head.layers=2"],
-            ["model.structure.type=one_step", "actions.window=1", "model.head={type: fc, hidden: 8, trunk: [8]}"],
+            ["policy.execution.type=ensemble", "model.head.layers=2", "tuning.vision.type=lora"],
+            [
+                "model.structure.type=one_step",
+                "actions.window=1",
+                "model.head={type: fc, hidden: 8, trunk: [8]}",
+                "tuning.language={type: last_layers, layers: 1}",
+            ],
             ["model.structure.type=interleaved", "model.head={type: discrete, bins: 8}"],
             ["model.pooling.tokens=text", "model.resampler={depth: 1, latents: 2, heads: 1}"],
         ]

@@ -26,6 +26,7 @@ import torch
 from anyvla.config import Config, parse_config
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.tuning import apply_tuning, merge_lora, without_lora
 from anyvla.models.vla import VLA, build_vla
 
 Which = Literal["best", "last"]
@@ -44,7 +45,7 @@ class Checkpoint:
 
 def build_model(config: Config, transforms: Transforms, definition: Path | None = None) -> VLA:
     """The model of ``config`` with fresh weights; ``definition`` is the ``backbone`` folder of a checkpoint."""
-    return build_vla(
+    model = build_vla(
         config.model,
         transforms.spec,
         window=transforms.window,
@@ -53,6 +54,8 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
         bounded=transforms.normalizer.bounded,
         definition=definition,
     )
+    apply_tuning(model, config.tuning)
+    return model
 
 
 def save_model(folder: Path, config: Config, transforms: Transforms, model: VLA) -> None:
@@ -93,6 +96,23 @@ def load_checkpoint(path: Path, which: Which = "last", device: str | torch.devic
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / 'model.safetensors'}: the weights do not fit the model ({error})") from error
     return Checkpoint(folder, config, transforms, model.to(device).eval())
+
+
+def export_checkpoint(path: Path, out: Path, which: Which = "last") -> Path:
+    """Write the ``which`` checkpoint of ``path`` to the new folder ``out`` with LoRA merged: it loads without PEFT; returns it.
+
+    Raises:
+        CheckpointError: ``path`` is no checkpoint, or ``out`` exists.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out} exists already; export writes a new folder")
+    loaded = load_checkpoint(path, which)
+    config = loaded.config.model_copy(update={"tuning": without_lora(loaded.config.tuning)})
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(partial, config, loaded.transforms, merge_lora(loaded.model))
+    os.replace(partial, out)
+    return out
 
 
 def check_example(checkpoint: Checkpoint) -> float:

@@ -169,6 +169,18 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    checkpoint: Checkpoint = "last",
+) -> None:
+    """Write a checkpoint to run with: LoRA merged into the weights, without what only training needs."""
+    from anyvla.checkpoint import export_checkpoint
+
+    print(f"checkpoint: {export_checkpoint(run, out, checkpoint)}")
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(help="result file of `anyvla eval --json`")],
     b: Annotated[Path, typer.Argument(help="another one, of the same worlds")],

@@ -249,6 +249,81 @@ class TrainingConfig(Settings):
     trackers: list[Literal["tensorboard"]] = Field([], description="beside metrics.jsonl, which is always written")
 
 
+Rate = Annotated[float, Field(gt=0)]
+_RATE = Field(None, description="peak learning rate; training.learning_rate if null")
+
+
+class FullTuningConfig(Settings):
+    """Train every weight."""
+
+    type: Literal["full"] = "full"
+    learning_rate: Rate | None = _RATE
+
+
+class FrozenTuningConfig(Settings):
+    """Train nothing."""
+
+    type: Literal["frozen"] = "frozen"
+
+
+class LoraTuningConfig(Settings):
+    """Low-rank updates of frozen linear layers, W + (alpha / rank) B A (arXiv 2106.09685)."""
+
+    type: Literal["lora"] = "lora"
+    rank: Positive = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | list[str] = Field("attention", description="attention, all-linear, or regular expressions of layer names")
+    learning_rate: Rate | None = _RATE
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_are_known(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, str):
+            if value not in ("attention", "all-linear"):
+                raise ValueError(f"{value!r} is neither 'attention' nor 'all-linear' nor a list of regular expressions")
+            return value
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value
+
+
+class LastLayersTuningConfig(Settings):
+    """Train the last decoder layers."""
+
+    type: Literal["last_layers"] = "last_layers"
+    layers: Positive = Field(4, description="how many")
+    learning_rate: Rate | None = _RATE
+
+
+class HeadTuningConfig(Settings):
+    """The action head is new, so it is always trained."""
+
+    learning_rate: Rate | None = _RATE
+
+
+_Tower = Annotated[FullTuningConfig | FrozenTuningConfig | LoraTuningConfig, Field(discriminator="type")]
+_Language = Annotated[
+    FullTuningConfig | FrozenTuningConfig | LoraTuningConfig | LastLayersTuningConfig, Field(discriminator="type")
+]
+
+
+class TuningConfig(Settings):
+    """What of the model is trained, tower by tower; what is new around a pretrained model (query tokens, head) always is."""
+
+    vision: _Tower = FullTuningConfig()
+    connector: _Tower = FullTuningConfig()
+    language: _Language = FullTuningConfig()
+    head: HeadTuningConfig = HeadTuningConfig()
+    text_embedding: bool | None = Field(None, description="train the word embedding; null: if all of language is trained")
+    resampler: bool | None = Field(None, description="train the vision resampler; null: as the connector, a new one always")
+    gradient_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
+    quantization: Literal["4bit", "8bit"] | None = Field(None, description="of the frozen weights of a pretrained backbone")
+
+
 class FirstActionConfig(Settings):
     """Run the model at every step and execute the first action of its chunk."""
 
@@ -297,6 +372,7 @@ class Config(Settings):
     actions: ActionsConfig = ActionsConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    tuning: TuningConfig = TuningConfig()
     policy: PolicyConfig = PolicyConfig()
 
     @model_validator(mode="after")
@@ -312,6 +388,12 @@ class Config(Settings):
             raise ValueError("the discrete head continues the query tokens: model.pooling does not go with it")
         if model.pooling is not None and model.queries != 1:
             raise ValueError(f"with model.pooling there are no query tokens: leave model.queries at 1 (it is {model.queries})")
+        if self.tuning.quantization is not None:
+            towers = (self.tuning.vision, self.tuning.connector, self.tuning.language)
+            if not any(tower.type in ("frozen", "lora") for tower in towers):
+                raise ValueError("tuning.quantization needs a tower of type frozen or lora: quantised weights are not trained")
+            if self.model.backbone.type != "pretrained" or self.model.backbone.random_weights:
+                raise ValueError("tuning.quantization needs a backbone with pretrained weights")
         execution = self.policy.execution
         if execution.type == "receding" and execution.steps > self.actions.chunk:
             raise ValueError(f"policy.execution.steps {execution.steps} is more than actions.chunk {self.actions.chunk}")

@@ -273,7 +273,7 @@ def test_norms_biases_embeddings_and_queries_do_not_decay(make_episodes, tiny_ov
 
     config = load_config("nav-tiny", [*tiny_overrides, f"data.path={make_episodes(9, 9)}"])
     model = build_model(config, prepare_data(config).transforms)
-    decay, free = parameter_groups(model, 0.1)
+    decay, free = parameter_groups(model, config.training, config.tuning)
     names = {id(p): name for name, p in model.named_parameters()}
     assert all(names[id(p)].endswith("weight") or "weight_" in names[id(p)] for p in decay["params"])
     free_names = {names[id(p)] for p in free["params"]}

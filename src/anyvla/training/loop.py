@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from anyvla.batch import Batch
@@ -36,17 +36,18 @@ from anyvla.data.sampler import Item, WindowSampler
 from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
 from anyvla.models.backbones.load import resolve_image_size
+from anyvla.models.tuning import count_parameters, freeze_unused
 from anyvla.models.vla import VLA
 from anyvla.processes import leave_interrupts_to_the_main_process
 from anyvla.progress import Bar, progress_bar
-from anyvla.training.optimizer import learning_rate, make_optimizer
+from anyvla.training.optimizer import learning_rate, make_optimizer, set_learning_rates
 from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_progress
 from anyvla.training.tracking import MetricsFile
 
 # settings that may differ when a run goes on: they change neither the model nor the path it takes
 _MAY_CHANGE = {
     "out", "data.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
-    "training.save_every", "training.trackers", "training.validation_windows",
+    "training.save_every", "training.trackers", "training.validation_windows", "tuning.gradient_checkpointing",
 }  # fmt: skip
 
 _SHORT = {"learning_rate": "lr", "grad_norm": "grad", "frames_per_second": "frames/s"}  # names in the lines for people
@@ -79,7 +80,8 @@ def train(config: Config, resume: bool = False) -> Path:
     data = prepare_data(config)
     torch.manual_seed(config.seed)
     model = build_model(config, data.transforms)
-    optimizer = make_optimizer(model, config.training)
+    _freeze_unused(model, data.train, accelerator)
+    optimizer = make_optimizer(model, config.training, config.tuning)
     sampler = WindowSampler(
         len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
     )
@@ -114,7 +116,6 @@ def _make_accelerator(config: Config) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_may_have_unused_parameters(config))],
             gradient_accumulation_steps=config.training.accumulation,
             log_with=list(config.training.trackers) or None,
             project_dir=str(config.out),
@@ -126,9 +127,13 @@ def _make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def _may_have_unused_parameters(config: Config) -> bool:
-    """Pretrained models have parts that no query feature depends on, such as the last layer of LLaVA's vision tower."""
-    return config.model.backbone.type == "pretrained"
+def _freeze_unused(model: VLA, dataset: WindowDataset, accelerator: Accelerator) -> None:
+    """Freeze what the training computes nothing with, found by one forward pass of one window that leaves no trace."""
+    if accelerator.distributed_type != DistributedType.FSDP:  # which shards the model before it goes to the device
+        model.to(accelerator.device)
+    batch = collate([dataset[Item(0, 0)]]).to(next(model.parameters()).device)
+    with torch.random.fork_rng():
+        freeze_unused(model, [model(batch)["loss"]])
 
 
 def _check_run_folder(config: Config, resume: bool) -> Path | None:
@@ -166,11 +171,11 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
 
 
 def _say_start(model: VLA, data: PreparedData, accelerator: Accelerator) -> None:
-    towers = {name: sum(p.numel() for p in parameters) for name, parameters in model.backbone.towers().items()}
-    towers["head"] = sum(p.numel() for p in model.head.parameters())
-    sizes = ", ".join(f"{name} {count / 1e6:.2f}" for name, count in towers.items())
+    counts = count_parameters(model)
+    sizes = ", ".join(f"{name} {trained / 1e6:.2f} of {total / 1e6:.2f}" for name, (total, trained) in counts.items())
+    total, trained = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     accelerator.print(
-        f"model: {sum(towers.values()) / 1e6:.2f} M parameters ({sizes}) on {accelerator.device}\n"
+        f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained ({sizes}) on {accelerator.device}\n"
         f"data:  {len(data.train.episodes)} episodes, {len(data.train)} windows; "
         f"{len(data.validation.episodes) if data.validation else 0} episodes held out; {len(data.problems)} skipped"
     )
@@ -208,8 +213,7 @@ class _Loop:
         with _stop_on_signals() as signals, progress_bar("train", settings.steps, done=self.step, shown=shown) as bar:
             while self.step < settings.steps:
                 rate = learning_rate(self.step, settings)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                set_learning_rates(self.optimizer, self.step, settings)
                 loss, norm = self._optimizer_step(batches)
                 self.step += 1
                 frames = (self.step - first) * settings.batch_size * settings.accumulation * self.data.transforms.window

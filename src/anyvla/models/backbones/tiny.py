@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 STRIDE = 16  # image pixels per vision token, in both directions
@@ -101,7 +102,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -183,6 +184,7 @@ class TinyVLMOutput(ModelOutput):
 class TinyVLMPreTrainedModel(PreTrainedModel):
     config_class = TinyVLMConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
 
     def _init_weights(self, module: nn.Module) -> None:
         # 0.02, the custom of wide models, is far too small for a narrow one: it would learn nothing for hundreds of steps
