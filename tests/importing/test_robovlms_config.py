@@ -119,12 +119,14 @@ def test_cameras_follow_use_hand_rgb_where_the_data_have_a_hand_camera(tmp_path:
 
     assert cameras("kosmos") == ["rgb_static"]
     assert cameras("kosmos_hand") == ["rgb_static", "rgb_gripper"]
+    old = import_config(write(tmp_path, shape("kosmos_hand")), layout="robovlms").recipe
+    assert old["observation"]["cameras"] == ["rgb_gripper", "rgb_static"]  # the order of the old sequence
     assert cameras("kosmos_bridge") is None
 
 
 @pytest.mark.parametrize("name", CALVIN)
 def test_images_have_the_size_that_the_originals_preprocessing_makes(name: str, tmp_path: Path) -> None:
-    own = {"paligemma": 224, "qwen": 448, "uform": 224, "moondream": 378, "llava": 336}
+    own = {"paligemma": 224, "qwen": 448, "uform": 336, "moondream": 378, "llava": 336}
     assert take(tmp_path, name).recipe["observation"]["image_size"] == [own.get(name, 112)] * 2
 
 
@@ -159,8 +161,8 @@ def test_structures_and_heads(tmp_path: Path) -> None:
 
 
 def test_pooling_takes_the_place_of_query_tokens(tmp_path: Path) -> None:
-    assert take(tmp_path, "uform").recipe["model"]["pooling"] == "all"
-    assert take(tmp_path, "uform", act_head__token_source="text").recipe["model"]["pooling"] == "text"
+    assert take(tmp_path, "uform").recipe["model"]["pooling"] == {"tokens": "all", "reduce": "max"}
+    assert take(tmp_path, "uform", act_head__token_source="text").recipe["model"]["pooling"]["tokens"] == "text"
     with pytest.raises(ConfigError, match=r"act_head\.down_sample = 'none'.*pooling"):
         take(tmp_path, "uform", act_head__down_sample="none")
 

@@ -128,7 +128,8 @@ def _observation(source: Source, family: Family, layout: Layout, open_x: bool) -
         cameras = None
         source.drop("use_hand_rgb", "without effect: the Open X loader gives no hand camera")
     elif source.map("use_hand_rgb", "observation.cameras", False):
-        cameras = [_STATIC, _HAND]
+        # in the order of the sequence, which is the other way round in the original
+        cameras = [_HAND, _STATIC] if layout == "robovlms" else [_STATIC, _HAND]
     if family.image_size is None:
         size = source.map("image_size", "observation.image_size", 224)
     else:
@@ -224,7 +225,7 @@ def _features(source: Source) -> dict[str, Any]:
         source.drop("act_head.latent", "pooling makes one feature")
         for key in ("act_head.action_space", "act_head.down_sample", "act_head.token_source"):
             source.map(key, "model.pooling")
-        return {"pooling": source.look("act_head.token_source", "all")}
+        return {"pooling": {"tokens": source.look("act_head.token_source", "all"), "reduce": "max"}}
     if space not in ("continuous", "discrete"):
         raise source.refuse(
             "act_head.action_space", f"unknown{did_you_mean(str(space), ('continuous', 'discrete', 'down_sample'))}"
@@ -245,7 +246,8 @@ def _structure_and_head(source: Source) -> tuple[dict[str, Any], dict[str, Any]]
     history = source.map("act_head.history_type", "model.structure.type", "post")
     if history not in ("post", "pre"):
         raise source.refuse("act_head.history_type", "only 'post' (history in the head) and 'pre' (in the model) are known")
-    structure = {"type": "interleaved" if history == "pre" else "policy_head"}
+    # the original decodes tokens behind one sequence of all frames, whatever history_type says
+    structure = {"type": "interleaved" if history == "pre" or kind == "DiscreteDecoder" else "policy_head"}
     if kind in ("FCDecoder", "DiscreteDecoder") and source.look("window_size") == 1:
         structure = {"type": "one_step"}
 
@@ -272,7 +274,7 @@ def _structure_and_head(source: Source) -> tuple[dict[str, Any], dict[str, Any]]
         source.drop("act_head.hidden_size", "the vocabulary head of the model predicts the tokens")
         count = source.map("act_head.n_bin", "model.head.bins", 256)
         for key in bins[1:]:
-            source.map(key, "actions.bounds")
+            source.drop(key, "bins span the range of normalised actions")
         return structure, {"type": "discrete", "bins": count}
     raise source.refuse("act_head.type", "unknown; known: LSTMDecoder, FCDecoder, GPTDecoder, DiscreteDecoder")
 

@@ -48,7 +48,7 @@ FAMILIES = {
         successor="Qwen/Qwen2-VL-2B-Instruct",
         why_not="the first Qwen-VL is remote code, which AnyVLA does not run",
     ),
-    "RoboUform": Family("UForm-Gen", "<image> {instruction}", "unum-cloud", 224),
+    "RoboUform": Family("UForm-Gen", "<image> {instruction}", "unum-cloud", 336),
     "RoboMoonDream": Family("Moondream", "<|endoftext|>{instruction}", "vikhyatk", 378),
     "RoboFlamingo": Family("OpenFlamingo", "<image>{instruction}<|endofchunk|><|endoftext|>", None),
 }
