@@ -119,6 +119,9 @@ class PretrainedBackboneConfig(Settings):
     type: Literal["pretrained"] = "pretrained"
     path: str = Field(description="folder with config.json, weights, tokenizer and image processor; or a name of the hub")
     random_weights: bool = Field(False, description="take the architecture only")
+    layout: Literal["native", "robovlms"] = Field(
+        "native", description="the sequence of tokens: the model's own, or that of weights imported from RoboVLMs"
+    )
 
 
 class OneStepConfig(Settings):

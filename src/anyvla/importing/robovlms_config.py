@@ -130,14 +130,13 @@ def _observation(source: Source, family: Family, layout: Layout, open_x: bool) -
     elif source.map("use_hand_rgb", "observation.cameras", False):
         # in the order of the sequence, which is the other way round in the original
         cameras = [_HAND, _STATIC] if layout == "robovlms" else [_STATIC, _HAND]
-    if family.image_size is None:
-        size = source.map("image_size", "observation.image_size", 224)
+    observation: dict[str, Any] = {}
+    if family.own_images or family.successor:
+        name = family.successor or family.name
+        source.drop("image_size", f"{name} brings its own size of images, which a recipe takes if it says nothing")
     else:
-        size = family.image_size
-        source.drop(
-            "image_size", f"the images of {family.successor or family.name} have {size} x {size} pixels: observation.image_size"
-        )
-    observation: dict[str, Any] = {"image_size": [size, size]}
+        size = source.map("image_size", "observation.image_size", 224)
+        observation["image_size"] = [size, size]
     if cameras:
         observation["cameras"] = cameras
     if layout == "robovlms":

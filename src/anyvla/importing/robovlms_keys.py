@@ -16,27 +16,25 @@ class Family:
 
     Attributes:
         name: for messages. prompt: what it puts around the instruction. owner: of the model on the hub; None where only the
-        address in ``model_url`` names all of the model. image_size: side of the images that the model's own preprocessing
-        makes (or its successor's); None where ``image_size`` of the configuration decides. successor: what a recipe takes
-        where the original cannot be loaded, and why that is so.
+        address in ``model_url`` names all of the model. own_images: the model's own preprocessing decides the size of images,
+        not ``image_size``. successor: what a recipe takes where the original cannot be loaded, and why that is so.
     """
 
     name: str
     prompt: str
     owner: str | None
-    image_size: int | None = None
+    own_images: bool = False
     successor: str | None = None
     why_not: str = ""
 
 
 FAMILIES = {
     "RoboKosMos": Family("Kosmos-2", "<grounding>An image of a robot {instruction}", "microsoft"),
-    "RoboPaligemma": Family("PaliGemma", "<eos>{instruction}\n", "google", 224),
+    "RoboPaligemma": Family("PaliGemma", "<eos>{instruction}\n", "google", True),
     "RoboLLaVA": Family(
         "LLaVA-MPT",
         "{instruction}",
         "liuhaotian",
-        336,
         successor="llava-hf/llava-1.5-7b-hf",
         why_not="LLaVA-MPT is a model of the package llava, which transformers does not read",
     ),
@@ -44,12 +42,11 @@ FAMILIES = {
         "Qwen-VL",
         "{instruction}",
         "Qwen",
-        448,
         successor="Qwen/Qwen2-VL-2B-Instruct",
         why_not="the first Qwen-VL is remote code, which AnyVLA does not run",
     ),
-    "RoboUform": Family("UForm-Gen", "<image> {instruction}", "unum-cloud", 336),
-    "RoboMoonDream": Family("Moondream", "<|endoftext|>{instruction}", "vikhyatk", 378),
+    "RoboUform": Family("UForm-Gen", "<image> {instruction}", "unum-cloud", True),
+    "RoboMoonDream": Family("Moondream", "<|endoftext|>{instruction}", "vikhyatk", True),
     "RoboFlamingo": Family("OpenFlamingo", "<image>{instruction}<|endofchunk|><|endoftext|>", None),
 }
 

@@ -19,7 +19,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
-from anyvla.models.backbones.families import Family, family_of
+from anyvla.models.backbones.families import family_of
+from anyvla.models.backbones.robovlms import robovlms_family
 from anyvla.models.backbones.tiny import (
     STRIDE,
     TinyVLMConfig,
@@ -47,7 +48,10 @@ def build_backbone(config: ModelConfig, image_size: tuple[int, int], definition:
         processor = {"image_mean": _HALF, "image_std": _HALF}
     else:
         model, tokenizer, processor = _load(backbone.path, random_weights=backbone.random_weights)
-    family = _make_family(model, tokenizer, image_size)
+    make_family = family_of(model.config)
+    if isinstance(backbone, PretrainedBackboneConfig) and backbone.layout == "robovlms":
+        make_family = robovlms_family(model.config.model_type)
+    family = make_family(model, tokenizer, image_size)
     width = model.get_input_embeddings().weight.shape[1]
     resampler = config.resampler
     return Backbone(
@@ -104,10 +108,6 @@ def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedT
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
     return model, tokenizer, processor
-
-
-def _make_family(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> Family:
-    return family_of(model.config)(model, tokenizer, image_size)
 
 
 def _tiny(
