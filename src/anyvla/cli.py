@@ -168,6 +168,33 @@ def evaluate(
     print(f"success {result['successes']}/{result['episodes']} (95 % Wilson {low:.3f} to {high:.3f}); failures: {causes}")
 
 
+@app.command("import-robovlms")
+def import_robovlms_command(
+    config: Annotated[Path, typer.Argument(help="configuration of RoboVLMs, in JSON")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="its checkpoint, in one file; only the recipe if not given")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the recipe, and of the run")] = Path("runs/imported"),
+    vlm: Annotated[str | None, typer.Option(help="folder or hub name of the vision-language model")] = None,
+    layout: Annotated[
+        Literal["native", "robovlms"] | None, typer.Option(help="of the tokens; robovlms with a checkpoint, native without")
+    ] = None,
+    steps_per_epoch: Annotated[int | None, typer.Option(min=1, help="optimiser steps in an epoch")] = None,
+    statistics: Annotated[Path | None, typer.Option(help="action quantiles of the Open X data that it was trained on")] = None,
+    fps: Annotated[float | None, typer.Option(help="control steps per second of its data, where they are not known")] = None,
+) -> None:
+    """Take over a configuration of RoboVLMs as a recipe, and its checkpoint as a run."""
+    from anyvla.importing.robovlms import describe, import_robovlms
+
+    done = import_robovlms(
+        config, checkpoint, out, vlm=vlm, layout=layout, steps_per_epoch=steps_per_epoch, statistics=statistics, fps=fps
+    )
+    print(describe(done.config))
+    for name, why in done.unused:
+        print(f"tensor not needed: {name}: {why}")
+    print(f"recipe: {done.recipe}")
+    if done.checkpoint is not None:
+        print(f"checkpoint: {done.checkpoint}")
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],

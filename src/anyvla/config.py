@@ -74,6 +74,23 @@ class ActionsConfig(Settings):
     window: Positive = Field(8, description="H, observations in a window")
     chunk: Positive = Field(10, description="L, actions predicted at each step")
     normalization: NormalizerKind = "quantile"
+    bounds: tuple[float, float] | None = Field(
+        None,
+        description="of normalization bounds and mu_law: what becomes -1 and 1; smallest and largest of the data if null",
+    )
+
+    @field_validator("bounds")
+    @classmethod
+    def _bounds_are_ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"the lower bound {value[0]:g} is not below the upper one {value[1]:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds_are_used(self) -> ActionsConfig:
+        if self.bounds is not None and self.normalization not in ("bounds", "mu_law"):
+            raise ValueError(f"normalization {self.normalization!r} takes no bounds; only 'bounds' and 'mu_law' do")
+        return self
 
     @field_validator("spec")
     @classmethod
@@ -102,6 +119,9 @@ class PretrainedBackboneConfig(Settings):
     type: Literal["pretrained"] = "pretrained"
     path: str = Field(description="folder with config.json, weights, tokenizer and image processor; or a name of the hub")
     random_weights: bool = Field(False, description="take the architecture only")
+    layout: Literal["native", "robovlms"] = Field(
+        "native", description="the sequence of tokens: the model's own, or that of weights imported from RoboVLMs"
+    )
 
 
 class OneStepConfig(Settings):

@@ -10,6 +10,7 @@ from anyvla.errors import CheckpointError, ConfigError, DataError
 from anyvla.models.backbones.adapter import TOWERS, Backbone
 from anyvla.models.backbones.load import build_backbone
 from anyvla.models.backbones.tiny import tiny_tokenizer
+from tests.tiny_models import image_size, make_tiny
 
 SHORT, LONG = "Stop.", "Pass the box on the left, and then stop in front of the green bottle. 병 앞에 멈춰."
 SIZE = (32, 48)
@@ -204,3 +205,13 @@ def test_words_for_sides_are_one_token_each_wherever_they_stand(text: str, side:
     tokenizer = tiny_tokenizer()
     (token,) = tokenizer(side)["input_ids"]
     assert token in tokenizer(text)["input_ids"]
+
+
+def test_kosmos2_words_may_have_the_ids_of_image_tokens(tmp_path: Path) -> None:
+    """Its processor puts the ids behind <unk> into the places of an image; those of real vocabularies are "in", "a", "of"."""
+    backbone = _build(PretrainedBackboneConfig(path=str(make_tiny("kosmos2", tmp_path))), image_size("kosmos2"))
+    first = backbone.family.placeholder_id
+    word = backbone.tokenizer.decode([first])
+    sequence = backbone.sequence([f"go {word} on"], [[2]])
+    assert first in sequence.ids[sequence.image < 0]
+    assert (sequence.image >= 0).sum() == 2 * backbone.family.tokens_per_image

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anyvla.actions import fit_normalizer
+from anyvla.actions import ActionSpec, Normalizer, fit_normalizer
 from anyvla.actions.spec import action_spec
-from anyvla.config import Config, DataConfig
+from anyvla.config import ActionsConfig, Config, DataConfig
 from anyvla.data.augment import Augmentation
 from anyvla.data.dataset import WindowDataset
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.sources.mobile_h5 import MobileH5Source
-from anyvla.data.stats import action_statistics
+from anyvla.data.stats import Statistics, action_statistics
 from anyvla.data.store import open_store
 from anyvla.data.transforms import Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
@@ -83,7 +83,7 @@ def prepare_data(config: Config) -> PreparedData:
     statistics = action_statistics(training)
     transforms = Transforms(
         spec=source.spec,
-        normalizer=fit_normalizer(config.actions.normalization, statistics, source.spec),
+        normalizer=make_normalizer(config.actions, source.spec, statistics),
         statistics=statistics,
         cameras=cameras,
         image_size=image_size,
@@ -101,6 +101,14 @@ def prepare_data(config: Config) -> PreparedData:
         transforms,
         [*source.problems, *unreadable],
     )
+
+
+def make_normalizer(config: ActionsConfig, spec: ActionSpec, statistics: Statistics) -> Normalizer:
+    """The normaliser that ``config`` asks for, fitted on ``statistics`` except where the bounds are given."""
+    if config.bounds is not None:
+        low, high = config.bounds
+        statistics = {"min": np.full(len(spec), low), "max": np.full(len(spec), high)}
+    return fit_normalizer(config.normalization, statistics, spec)
 
 
 def split_episodes(episodes: Sequence[Episode], fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:

@@ -7,6 +7,7 @@ defaults are LLaVA's; a subclass says what differs. Merging images, masks and po
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ class Family:
         connector: path of the module whose output is what the language model gets of an image, (images, tokens, D).
         causal: later tokens never change earlier hidden states. appendable: the key-value cache can be continued with a frame.
         image_dim: the dimension along which images follow each other in the vision tower's output.
-        black: (1, 3, 1, 1), a black pixel, normalised.
+        black: (1, 3, 1, 1), a black pixel, normalised. ending: tokens of a prompt that stand behind its slots.
     """
 
     black: torch.Tensor
@@ -41,6 +42,7 @@ class Family:
     causal = True
     appendable = True
     image_dim = 0
+    ending = 0
     multiple: int | None = None  # images of any size that is a multiple of this; None: of the one size it was trained with
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> None:
@@ -79,8 +81,9 @@ class Family:
             return int(self.config.image_seq_length)
         return self.patches() + (getattr(self.config, "vision_feature_select_strategy", "default") == "full")
 
-    def is_placeholder(self, token: int) -> bool:
-        return token == self.placeholder_id
+    def placeholders(self, ids: Sequence[int]) -> list[bool]:
+        """Which tokens stand for images."""
+        return [token == self.placeholder_id for token in ids]
 
     def images_text(self, images: int) -> str:
         """``images`` images as text: their placeholders, and what stands around them."""
@@ -106,6 +109,10 @@ class Family:
     def frame_ids(self, images: int) -> list[int]:
         """Token ids of a further frame of ``images`` images."""
         return self.tokenizer(self.images_text(images), add_special_tokens=False)["input_ids"]
+
+    def further_ids(self, text: str, images: int) -> list[int]:
+        """Token ids of a further frame behind a prompt with ``text``."""
+        return self.frame_ids(images)
 
     def prompt_error(self, prompt: str) -> DataError:
         return DataError(f"the instruction {prompt[:80]!r} contains the token that stands for an image; write it without")
@@ -187,14 +194,20 @@ class Kosmos2Family(Family):
     connector = "image_to_text_projection"
 
     def find_placeholder(self) -> int:
-        # image tokens have ids of their own, one for each place, behind <unk>
+        # the first of the ids that the processor puts into the place of an image; they are also those of frequent words
         return int(self.tokenizer.unk_token_id) + 1
 
     def count_tokens(self) -> int:
         return int(self.config.latent_query_num)
 
-    def is_placeholder(self, token: int) -> bool:
-        return self.placeholder_id <= token < self.placeholder_id + self.tokens_per_image
+    def placeholders(self, ids: Sequence[int]) -> list[bool]:
+        begin, end = self.tokenizer.convert_tokens_to_ids(["<image>", "</image>"])
+        inside, result = False, []
+        for token in ids:
+            inside = inside and token != end
+            result.append(inside)
+            inside = inside or token == begin
+        return result
 
     def frame_ids(self, images: int) -> list[int]:
         begin, end = self.tokenizer.convert_tokens_to_ids(["<image>", "</image>"])

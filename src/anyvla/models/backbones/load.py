@@ -17,12 +17,13 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
-from anyvla.config import Config, ModelConfig, TinyBackboneConfig
+from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
-from anyvla.models.backbones.families import Family, family_of
+from anyvla.models.backbones.families import family_of
 from anyvla.models.backbones.moondream import register_moondream
 from anyvla.models.backbones.openflamingo import register_openflamingo
+from anyvla.models.backbones.robovlms import robovlms_family
 from anyvla.models.backbones.tiny import (
     STRIDE,
     TinyVLMConfig,
@@ -51,7 +52,10 @@ def build_backbone(config: ModelConfig, image_size: tuple[int, int], definition:
         processor = {"image_mean": _HALF, "image_std": _HALF}
     else:
         model, tokenizer, processor = _load(backbone.path, random_weights=backbone.random_weights)
-    family = _make_family(model, tokenizer, image_size)
+    make_family = family_of(model.config)
+    if isinstance(backbone, PretrainedBackboneConfig) and backbone.layout == "robovlms":
+        make_family = robovlms_family(model.config.model_type)
+    family = make_family(model, tokenizer, image_size)
     width = model.get_input_embeddings().weight.shape[1]
     resampler = config.resampler
     return Backbone(
@@ -109,10 +113,6 @@ def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedT
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
     return model, tokenizer, processor
-
-
-def _make_family(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> Family:
-    return family_of(model.config)(model, tokenizer, image_size)
 
 
 def _tiny(

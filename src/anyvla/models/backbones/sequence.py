@@ -123,22 +123,23 @@ def _row(
     row = _Row([], [], [], [], [], {"state": [], "queries": [], "suffix": [], "tail": []})
     first = family.prompt_ids(prompt, cameras[0])
     # a slot repeats the id of the last word: neither padding nor an image, whatever the model
-    slot = next(token for token in reversed(first) if not family.is_placeholder(token))
+    slot = [token for token, placeholder in zip(first, family.placeholders(first), strict=True) if not placeholder][-1]
     for h, count in enumerate(cameras):
         later = h > 0 or continued
-        ids = family.frame_ids(count) if later else first
+        ids = family.further_ids(prompt, count) if later else first
+        ending = len(ids) - family.ending
         before = len(row.frame_of_image)
         seen, images = 0, []
-        for token in ids:
-            placeholder = family.is_placeholder(token)
+        for placeholder in family.placeholders(ids):
             images.append(before + seen // family.tokens_per_image if placeholder else -1)
             seen += placeholder
         if seen != count * family.tokens_per_image:
             raise family.prompt_error(prompt)
-        row.add(ids, h, later, images)
+        row.add(ids[:ending], h, later, images[:ending])
         row.frame_of_image += [h] * count
         row.places["state"].append(row.add([slot] * state, h, later))
         row.places["queries"].append(row.add([slot] * queries, h, later))
+        row.add(ids[ending:], h, later)
     row.places["suffix"] = [row.add([slot] * suffix, len(cameras) - 1, True)]
     row.places["tail"] = [row.add(tail, len(cameras) - 1, True)]
     return row

@@ -1,0 +1,1 @@
+"""What was made with other software becomes recipes and checkpoints of ours."""
