@@ -103,12 +103,14 @@ class Case:
             losses.append(loss.item())
         assert losses[-1] < 0.6 * losses[0], losses
 
-    def check_gradients(self) -> None:
+    def check_gradients(self, inside: bool = True) -> None:
+        """Gradients reach the query tokens, the head, every tower (if ``inside``), and nothing that is frozen."""
+        self.model.zero_grad()
         self.loss().backward()
-        groups = {**self.model.backbone.towers(), "head": list(self.model.head.parameters())}
-        groups["queries"] = [self.model.backbone.queries]
-        for name, parameters in groups.items():
+        groups = {"head": list(self.model.head.parameters()), "queries": [self.model.backbone.queries]}
+        for name, parameters in (groups | (self.model.backbone.towers() if inside else {})).items():
             assert any(p.grad is not None and p.grad.abs().max() > 0 for p in parameters), name
+        assert all(p.grad is None for p in self.model.parameters() if not p.requires_grad)
 
     def exact(self) -> float:
         """Bring the model to evaluation in double precision; returns the tolerance for what differs by rounding only."""

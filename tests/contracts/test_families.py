@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from anyvla.errors import ConfigError
+from anyvla.models.tuning import merge_lora
 from tests.contracts.case import PROMPTS, Case
 from tests.contracts.families import FAMILIES, image_size, make_tiny
 
@@ -155,3 +156,54 @@ def test_a_control_step_encodes_one_frame_and_runs_the_language_model_once(famil
         assert seen == one_frame
         if t in (1, 2, 3) and backbone.family.appendable:
             assert words[-1] < states[0].past / (t + 1) + 1  # the new frame's tokens only
+
+
+LORA = ["tuning.vision={type: lora, rank: 4}", "tuning.language={type: lora, rank: 4, targets: all-linear}"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_begins_as_nothing_trains_and_merges(family: str, folder_of) -> None:
+    arguments = {"size": image_size(family), "window": 2}
+    plain = Case(folder_of(family), "policy_head", "fc", **arguments)
+    case = Case(folder_of(family), "policy_head", "fc", **arguments, overrides=LORA)
+    images = case.images[:, : case.window]
+    case.model.load_state_dict({**case.model.state_dict(), **_same_weights(plain, case)})
+    torch.testing.assert_close(case.model.eval().predict({"front": images}, PROMPTS), plain.model.eval().predict(
+        {"front": images}, PROMPTS), atol=1e-5, rtol=0)  # fmt: skip
+    case.check_gradients(inside=False)
+    low_rank = {name: p for name, p in case.model.named_parameters() if "lora_" in name}
+    assert low_rank
+    assert all(p.requires_grad for p in low_rank.values())
+    towers = case.model.backbone.towers()
+    base = [p for name in ("vision", "language") for p in towers[name] if not any(p is q for q in low_rank.values())]
+    assert not any(p.requires_grad for p in base)
+    with torch.no_grad():
+        for p in low_rank.values():
+            p.normal_(std=0.1)
+    changed = case.model.predict({"front": images}, PROMPTS)
+    merged = merge_lora(case.model).predict({"front": images}, PROMPTS)
+    torch.testing.assert_close(merged, changed, atol=1e-4, rtol=0)
+
+
+def _same_weights(plain: Case, tuned: Case) -> dict[str, torch.Tensor]:
+    """The weights of ``plain`` under the names that they have where PEFT has put its layers around them."""
+    names = {name.replace(".base_layer", ""): name for name in tuned.model.state_dict() if "lora_" not in name}
+    return {names[name]: value for name, value in plain.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_checkpointing_changes_nothing(family: str, folder_of) -> None:
+    gradients = []
+    for checkpointing in ("false", "true"):
+        overrides = [f"tuning.gradient_checkpointing={checkpointing}"]
+        case = Case(folder_of(family), "policy_head", "fc", size=image_size(family), window=2, overrides=overrides)
+        case.exact()
+        case.model.train()
+        for module in case.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        case.loss().backward()
+        gradients.append({n: p.grad for n, p in case.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)

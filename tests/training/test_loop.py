@@ -107,15 +107,15 @@ def test_ctrl_c_saves_the_last_step_and_the_run_goes_on(overrides, tmp_path: Pat
 def test_a_non_finite_loss_names_the_batch_and_keeps_the_last_checkpoint(overrides, tmp_path: Path, monkeypatch) -> None:
     from anyvla.models import vla
 
-    original = vla.VLA.forward
+    original = vla.ContinuousVLA.forward
     calls = []
 
     def spoil(self, batch):
         calls.append(1)
-        losses = original(self, batch)
-        return {**losses, "loss": losses["loss"] * (math.nan if len(calls) > 6 else 1.0)}
+        losses = original(self, batch)  # the first call finds out what is used, then there are two per step
+        return {**losses, "loss": losses["loss"] * (math.nan if len(calls) > 7 else 1.0)}
 
-    monkeypatch.setattr(vla.VLA, "forward", spoil)
+    monkeypatch.setattr(vla.ContinuousVLA, "forward", spoil)
     with pytest.raises(TrainingError, match=r"loss is nan at step 4, in the batch of episode_.*\.h5@\d+"):
         _run(overrides, tmp_path / "run", "data.validation=0")
     assert resolve_checkpoint(tmp_path / "run").name == "step-0000002"

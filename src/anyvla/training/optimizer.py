@@ -23,7 +23,12 @@ def parameter_groups(model: VLA, config: TrainingConfig, tuning: TuningConfig) -
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             last = name.rsplit(".", 1)[-1]
-            free = parameter.ndim < 2 or id(parameter) in embeddings or last == "queries" or last.endswith("embedding")
+            free = (
+                parameter.ndim < 2
+                or id(parameter) in embeddings
+                or last in ("queries", "latents")
+                or last.endswith("embedding")
+            )
             key = (peaks.get(id(parameter), config.learning_rate), 0.0 if free else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     return [{"params": groups[key], "peak": key[0], "weight_decay": key[1]} for key in sorted(groups, reverse=True)]
