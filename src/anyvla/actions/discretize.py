@@ -95,7 +95,9 @@ def make_discretizer(
         raise ConfigError(f"{bins} bins are too few: actions need at least 4")
     ends = []
     for key, value in (("low", low), ("high", high)):
-        end = torch.tensor([value] * len(spec) if isinstance(value, int | float) else list(value), dtype=torch.float64)
+        end = torch.tensor(
+            [value] * len(spec) if isinstance(value, int | float) else list(value), dtype=torch.float64, device="cpu"
+        )
         if end.shape != (len(spec),) or not end.isfinite().all():
             raise ConfigError(f"{key} of the bins must be one number or {len(spec)} ({', '.join(spec.names)}), not {value!r}")
         ends.append(end)
