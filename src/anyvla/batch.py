@@ -17,7 +17,7 @@ class Batch:
         actions: (B, H, L, A) float32, normalised.
         action_mask: (B, H, L) bool, True where the action is real.
         state: (B, H, S) float32, normalised, or None.
-        present: (B, C) bool, False where a window lacks a camera; None: all are there.
+        present: (B, C) bool, False where a window lacks a camera, whose frames are then black; None: all there.
         names: B strings ``episode@frame`` that say where each window comes from.
     """
 

@@ -53,6 +53,7 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
         image_size=transforms.image_size,
         bounded=transforms.normalizer.bounded,
         definition=definition,
+        state_size=0 if transforms.state is None else len(transforms.state.names),
     )
     apply_tuning(model, config.tuning)
     return model
@@ -124,16 +125,19 @@ def check_example(checkpoint: Checkpoint) -> float:
 
 @torch.inference_mode()
 def _run_example(model: VLA, transforms: Transforms, example: dict[str, Any]) -> np.ndarray:
-    """(L, A) normalised actions for the example's instruction and images drawn from its seed."""
+    """(L, A) normalised actions for the example's instruction, and images and a state drawn from its seed."""
     rng = np.random.default_rng(example["seed"])
     device = model.backbone.device
     images = {
         camera: torch.from_numpy(rng.integers(0, 256, (1, 3, *transforms.image_size), dtype=np.uint8)).to(device)
         for camera in transforms.cameras
     }
+    state = None
+    if transforms.state is not None:
+        drawn = rng.uniform(-1, 1, (1, len(transforms.state.names)))
+        state = torch.from_numpy(drawn.astype(np.float32)).to(device)
     training = model.training
     model.eval()
-    state = torch.zeros(1, size, device=device) if (size := model.backbone.state_size) else None
     actions, _ = model.step(images, [transforms.prompt(example["instruction"])], [model.init_state()], state)
     model.train(training)
     return actions[0].float().cpu().numpy()

@@ -41,6 +41,7 @@ class AugmentConfig(Settings):
     )
     mirror: Fraction = Field(0.0, description="probability to exchange left and right in images, actions and words together")
     words: Fraction = Field(0.0, description="probability to leave out each word of the instruction that names no side")
+    drop_camera: Fraction = Field(0.0, description="probability to leave out each of observation.optional_cameras")
 
 
 class DataConfig(Settings):
@@ -60,11 +61,35 @@ class ObservationConfig(Settings):
     """What the model sees."""
 
     cameras: list[str] | None = Field(None, min_length=1, description="camera names; all that the data have if null")
+    optional_cameras: list[str] = Field([], description="those of them that an episode, and later the robot, may lack")
+    state: list[str] | None = Field(
+        None, min_length=1, description="numbers of the robot's state that the model takes, by name; none if null"
+    )
+    mirrored_state: list[str] | None = Field(
+        None, description="those of state that change sign when left and right are exchanged; needed for data.augment.mirror"
+    )
     image_size: tuple[Positive, Positive] | None = Field(
         None, description="height and width of the model's images; those that the backbone was trained with if null"
     )
     fit: Fit = Field("stretch", description="how a frame of another aspect ratio is brought to image_size")
     prompt: str = Field("{instruction}", pattern=r"\{instruction\}", description="template around the instruction")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> ObservationConfig:
+        for key, names, among in (
+            ("cameras", self.cameras, None),
+            ("optional_cameras", self.optional_cameras, self.cameras),
+            ("state", self.state, None),
+            ("mirrored_state", self.mirrored_state, self.state or []),
+        ):
+            for name in names or []:
+                if among is not None and name not in among:
+                    raise ValueError(
+                        f"{key}: {name!r} is not in {'state' if 'state' in key else 'cameras'}{did_you_mean(name, among)}"
+                    )
+                if (names or []).count(name) > 1:
+                    raise ValueError(f"{key}: {name!r} is named twice")
+        return self
 
 
 class ActionsConfig(Settings):
@@ -241,7 +266,6 @@ class ModelConfig(Settings):
     queries: Positive = Field(1, description="Q, learnable query tokens per frame")
     pooling: PoolingConfig | None = Field(None, description="features pooled over tokens instead of query tokens")
     resampler: ResamplerConfig | None = Field(None, description="fewer visual tokens for the language model")
-    state_size: int = Field(0, ge=0, description="S, numbers of the robot's state that enter as one token; 0: none")
     structure: Annotated[OneStepConfig | InterleavedConfig | PolicyHeadConfig, Field(discriminator="type")] = PolicyHeadConfig()
     head: Annotated[
         FCHeadConfig | LSTMHeadConfig | GPTHeadConfig | FlowHeadConfig | DiscreteHeadConfig, Field(discriminator="type")
@@ -414,6 +438,14 @@ class Config(Settings):
                 raise ValueError("tuning.quantization needs a tower of type frozen or lora: quantised weights are not trained")
             if self.model.backbone.type != "pretrained" or self.model.backbone.random_weights:
                 raise ValueError("tuning.quantization needs a backbone with pretrained weights")
+        augment, observation = self.data.augment, self.observation
+        if augment.mirror > 0 and observation.state is not None and observation.mirrored_state is None:
+            raise ValueError(
+                "data.augment.mirror exchanges left and right: name in observation.mirrored_state which numbers of the state "
+                "change sign with it ([] if none does), or set data.augment.mirror=0"
+            )
+        if augment.drop_camera > 0 and not observation.optional_cameras:
+            raise ValueError("data.augment.drop_camera leaves out optional cameras: name them in observation.optional_cameras")
         execution = self.policy.execution
         if execution.type == "receding" and execution.steps > self.actions.chunk:
             raise ValueError(f"policy.execution.steps {execution.steps} is more than actions.chunk {self.actions.chunk}")

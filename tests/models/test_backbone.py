@@ -20,9 +20,10 @@ def _build(
     config: TinyBackboneConfig | PretrainedBackboneConfig,
     size: tuple[int, int] = SIZE,
     definition: Path | None = None,
+    state_size: int = 0,
     **settings,
 ) -> Backbone:
-    return build_backbone(ModelConfig(backbone=config, **settings), size, definition)
+    return build_backbone(ModelConfig(backbone=config, **settings), size, definition, state_size)
 
 
 @pytest.fixture

@@ -21,12 +21,17 @@ class Augmentation:
             Windows whose words cannot be mirrored safely stay as they are.
         words: probability to leave out each word of the instruction that names no side: a policy trained on few sentences
             then relies less on the exact wording.
+        drop_camera: probability to leave out each of ``optional_cameras``, so that the policy learns to do without; one camera
+            always stays. state_sign: (S,) of +1 and -1, the factor that turns a state into its mirror image.
     """
 
     shift: float = 0.0
     color: float = 0.0
     mirror: float = 0.0
     words: float = 0.0
+    drop_camera: float = 0.0
+    optional_cameras: tuple[str, ...] = ()
+    state_sign: tuple[float, ...] = ()
 
     def __call__(
         self,
@@ -35,20 +40,38 @@ class Augmentation:
         actions: np.ndarray,
         spec: ActionSpec,
         rng: np.random.Generator,
-    ) -> tuple[dict[str, np.ndarray], str, np.ndarray]:
-        """Augment camera -> (H, h, w, 3) uint8, a sentence, and (..., A) actions in robot units; inputs stay as they are."""
+        state: np.ndarray | None = None,
+    ) -> tuple[dict[str, np.ndarray], str, np.ndarray, np.ndarray | None]:
+        """Augment camera -> (H, h, w, 3) uint8, a sentence, (..., A) actions and (H, S) states in robot units.
+
+        Inputs stay as they are; a camera that is left out is no longer in the dictionary.
+        """
         mirrored = mirror_text(instruction) if rng.random() < self.mirror else None
         if mirrored is not None:
             images = {camera: frames[:, :, ::-1] for camera, frames in images.items()}
             instruction = mirrored
             actions = actions * spec.mirror_sign
+            state = None if state is None else state * np.array(self.state_sign, dtype=np.float32)
         if self.words > 0:
             instruction = drop_words(instruction, self.words, rng)
         if self.shift > 0:
             images = {camera: shift_frames(frames, self.shift, rng) for camera, frames in images.items()}
         if self.color > 0:
             images = {camera: jitter_color(frames, self.color, rng) for camera, frames in images.items()}
-        return images, instruction, actions
+        if self.drop_camera > 0:
+            images = drop_cameras(images, self.optional_cameras, self.drop_camera, rng)
+        return images, instruction, actions, state
+
+
+def drop_cameras(
+    images: dict[str, np.ndarray], optional: tuple[str, ...], probability: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Leave out each ``optional`` camera with ``probability``, in random order, as long as another one stays."""
+    kept = dict(images)
+    for camera in rng.permutation([camera for camera in images if camera in optional]).tolist():
+        if rng.random() < probability and len(kept) > 1:
+            del kept[camera]
+    return kept
 
 
 def shift_frames(frames: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:

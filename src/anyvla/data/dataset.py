@@ -43,20 +43,28 @@ class WindowDataset:
     def __getitem__(self, item: Item) -> Sample:
         """The window at ``item``:
 
-        images camera -> (H, h, w, 3) uint8, prompt str, actions (H, L, A) float32 normalised, mask (H, L) bool, name str.
+        images camera -> (H, h, w, 3) uint8, prompt str, actions (H, L, A) float32 normalised, mask (H, L) bool, name str,
+        present (C,) bool, and state (H, S) float32 normalised or None. An absent camera has black frames.
         """
         transforms = self._transforms
         index, start = self.windows[item.index]
         episode = self.episodes[index]
         stop = min(start + transforms.window, episode.length)
-        images = self._store.read(episode.name, start, stop)
+        stored = self._store.read(episode.name, start, stop)
+        images = {camera: stored[camera] for camera in transforms.cameras if camera in episode.cameras}
+        state = None if episode.state is None else episode.state[start:stop]
         actions, mask = chunk_targets(episode.actions, start, transforms.window, transforms.chunk)
         instruction = episode.instruction
         if self._augmentation is not None:
             rng = np.random.default_rng([self._seed, item.epoch, item.index])
-            images, instruction, actions = self._augmentation(images, instruction, actions, transforms.spec, rng)
+            images, instruction, actions, state = self._augmentation(images, instruction, actions, transforms.spec, rng, state)
+        absent = np.zeros((stop - start, *transforms.image_size, 3), dtype=np.uint8)
         return {
-            "images": {camera: _pad_window(frames, transforms.window) for camera, frames in images.items()},
+            "images": {camera: _pad_window(images.get(camera, absent), transforms.window) for camera in transforms.cameras},
+            "present": np.array([camera in images for camera in transforms.cameras]),
+            "state": transforms.normalize_state(
+                None if state is None else _pad_window(state, transforms.window), transforms.window
+            ),
             "prompt": transforms.prompt(instruction),
             "actions": transforms.normalizer.normalize(actions),
             "mask": mask,
@@ -68,13 +76,15 @@ class WindowDataset:
 
 
 def _pad_window(frames: np.ndarray, window: int) -> np.ndarray:
-    """Repeat the last frame of an episode shorter than the window; the mask says which steps are real."""
+    """Repeat the last frame (or state) of an episode shorter than the window; the mask says which steps are real."""
     return frames[np.minimum(np.arange(window), len(frames) - 1)] if len(frames) < window else frames
 
 
 def collate(samples: list[Sample]) -> Batch:
     """B samples -> Batch, with images as (B, H, 3, h, w)."""
     cameras = samples[0]["images"]
+    present = torch.from_numpy(np.stack([sample["present"] for sample in samples]))
+    stateless = samples[0]["state"] is None
     return Batch(
         images={
             camera: torch.from_numpy(np.stack([sample["images"][camera] for sample in samples])).permute(0, 1, 4, 2, 3)
@@ -84,4 +94,6 @@ def collate(samples: list[Sample]) -> Batch:
         actions=torch.from_numpy(np.stack([sample["actions"] for sample in samples])),
         action_mask=torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
         names=[sample["name"] for sample in samples],
+        state=None if stateless else torch.from_numpy(np.stack([sample["state"] for sample in samples])),
+        present=None if present.all() else present,
     )

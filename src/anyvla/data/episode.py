@@ -45,6 +45,18 @@ class Episode(Protocol):
     def actions(self) -> np.ndarray:
         """(T, A) float32 in robot units: the command given while frame t was seen."""
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """S names; those that the source was asked for, in that order."""
+
+    @property
+    def state(self) -> np.ndarray | None:
+        """(T, S) float32, the state of the robot as measured when frame t was seen; None without names."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Those of the source's cameras that this episode has."""
+
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         """Camera -> (stop - start, H, W, 3) uint8 RGB as stored; touches only these frames.
 
@@ -57,7 +69,7 @@ class EpisodeSource(Protocol):
 
     name: str  # where the data are, for messages and the cache
     spec: ActionSpec
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...]  # all that any episode has
     problems: list[Problem]  # episodes left out because they are damaged
 
     def __len__(self) -> int: ...

@@ -10,12 +10,13 @@ import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, fit_normalizer
 from anyvla.actions.spec import action_spec
-from anyvla.config import ActionsConfig, Config, DataConfig
+from anyvla.config import ActionsConfig, Config, DataConfig, OnBadEpisode
 from anyvla.data.augment import Augmentation
 from anyvla.data.dataset import WindowDataset
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.sources.mobile_h5 import MobileH5Source
-from anyvla.data.stats import Statistics, action_statistics
+from anyvla.data.state import fit_state
+from anyvla.data.stats import Statistics, action_statistics, state_statistics
 from anyvla.data.store import open_store
 from anyvla.data.transforms import Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
@@ -31,11 +32,14 @@ class PreparedData:
     problems: list[Problem]
 
     def fingerprint(self) -> str:
-        """Of what is trained on: names, lengths, sentences and actions of the training episodes."""
+        """Of what is trained on: names, lengths, sentences, actions, states and cameras of the training episodes."""
         digest = hashlib.sha256()
         for episode in self.train.episodes:
             digest.update(f"{episode.name} {episode.length} {episode.instruction}\n".encode())
             digest.update(np.ascontiguousarray(episode.actions).tobytes())
+            if episode.state is not None:
+                digest.update(np.ascontiguousarray(episode.state).tobytes())
+            digest.update(" ".join(c for c in self.transforms.cameras if c not in episode.cameras).encode())
         return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, object]:
@@ -48,11 +52,11 @@ class PreparedData:
         }
 
 
-def open_source(config: DataConfig, spec_setting: str | dict) -> EpisodeSource:
-    """The source that ``config`` names."""
+def open_source(config: DataConfig, spec_setting: str | dict, state: Sequence[str] | None = None) -> EpisodeSource:
+    """The source that ``config`` names; ``state``: names of the state that every episode must have, None: what each has."""
     if config.path is None:
         raise ConfigError("data.path is not set: the folder of the episodes")
-    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode, config.language)
+    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode, config.language, state)
 
 
 def prepare_data(config: Config) -> PreparedData:
@@ -60,16 +64,19 @@ def prepare_data(config: Config) -> PreparedData:
 
     Raises:
         DataError: the data cannot be used; see the source and the store.
-        ConfigError: a camera that the data lack, or no data.path.
+        ConfigError: a camera that the data lack, or that a policy would never learn to do without; no data.path.
     """
     image_size = config.observation.image_size
     if image_size is None:
         raise ConfigError("observation.image_size is not set: what the backbone takes is not known to the data")
-    source = open_source(config.data, config.actions.spec)
+    state_names = config.observation.state or []
+    source = open_source(config.data, config.actions.spec, state_names)
     cameras = tuple(config.observation.cameras or source.cameras)
-    for camera in cameras:
+    optional = tuple(config.observation.optional_cameras)
+    for camera in (*cameras, *optional):
         if camera not in source.cameras:
             raise ConfigError(f"observation.cameras: the data have no camera {camera!r}{did_you_mean(camera, source.cameras)}")
+    incomplete = _without_cameras(source, cameras, optional, config.data.on_bad_episode)
     store, unreadable = open_store(
         source,
         cameras,
@@ -78,8 +85,16 @@ def prepare_data(config: Config) -> PreparedData:
         cache=config.data.cache,
         on_bad_episode=config.data.on_bad_episode,
     )
-    episodes = [e for e in map(source.episode, range(len(source))) if e.name in store]
+    left_out = {problem.episode for problem in incomplete}
+    episodes = [e for e in map(source.episode, range(len(source))) if e.name in store and e.name not in left_out]
     training, held_out = split_episodes(episodes, config.data.validation, config.seed)
+    augment = config.data.augment
+    for camera in optional:
+        if augment.drop_camera == 0 and all(camera in episode.cameras for episode in training):
+            raise ConfigError(
+                f"observation.optional_cameras: every training episode has {camera!r}, so the policy would not learn to do "
+                "without it; data.augment.drop_camera=0.3 leaves it out of some windows"
+            )
     statistics = action_statistics(training)
     transforms = Transforms(
         spec=source.spec,
@@ -92,14 +107,24 @@ def prepare_data(config: Config) -> PreparedData:
         window=config.actions.window,
         chunk=config.actions.chunk,
         fps=_common_fps(episodes),
+        optional_cameras=optional,
+        state=fit_state(state_names, state_statistics(training)) if state_names else None,
     )
-    augment = config.data.augment
-    augmentation = Augmentation(augment.shift, augment.color, augment.mirror, augment.words)
+    mirrored = config.observation.mirrored_state or []
+    augmentation = Augmentation(
+        augment.shift,
+        augment.color,
+        augment.mirror,
+        augment.words,
+        augment.drop_camera,
+        optional,
+        tuple(-1.0 if name in mirrored else 1.0 for name in state_names),
+    )
     return PreparedData(
         WindowDataset(training, store, transforms, augmentation, config.seed),
         WindowDataset(held_out, store, transforms) if held_out else None,
         transforms,
-        [*source.problems, *unreadable],
+        [*source.problems, *incomplete, *unreadable],
     )
 
 
@@ -109,6 +134,26 @@ def make_normalizer(config: ActionsConfig, spec: ActionSpec, statistics: Statist
         low, high = config.bounds
         statistics = {"min": np.full(len(spec), low), "max": np.full(len(spec), high)}
     return fit_normalizer(config.normalization, statistics, spec)
+
+
+def _without_cameras(
+    source: EpisodeSource, cameras: Sequence[str], optional: Sequence[str], on_bad_episode: OnBadEpisode
+) -> list[Problem]:
+    """The episodes that lack a camera which is not optional, or all of them."""
+    problems = []
+    for episode in map(source.episode, range(len(source))):
+        lacking = [camera for camera in cameras if camera not in episode.cameras]
+        needed = [camera for camera in lacking if camera not in optional]
+        if not needed and len(lacking) < len(cameras):
+            continue
+        reason = f"{episode.name}: no images of the camera {', '.join(needed or lacking)}"
+        if on_bad_episode == "error":
+            raise DataError(
+                f"{reason} (observation.optional_cameras trains on episodes without it, observation.cameras without the "
+                "camera, on_bad_episode=skip without such episodes)"
+            )
+        problems.append(Problem(episode.name, reason))
+    return problems
 
 
 def split_episodes(episodes: Sequence[Episode], fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:

@@ -1,4 +1,4 @@
-"""Exact statistics of the actions of a set of episodes."""
+"""Exact statistics of the actions, and of the states, of a set of episodes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ def action_statistics(episodes: Iterable[Episode]) -> Statistics:
 
     Quantiles are true quantiles of all frames, linearly interpolated.
     """
-    parts = [episode.actions for episode in episodes]
+    return _statistics([episode.actions for episode in episodes])
+
+
+def state_statistics(episodes: Iterable[Episode]) -> Statistics:
+    """As ``action_statistics``, of the episodes' states: name -> (S,). All of them must have one, of the same names."""
+    return _statistics([episode.state for episode in episodes if episode.state is not None])
+
+
+def _statistics(parts: list[np.ndarray]) -> Statistics:
     if not parts:
         raise DataError("statistics of no episodes")
-    actions = np.concatenate(parts).astype(np.float64)
-    q01, q99 = np.quantile(actions, [0.01, 0.99], axis=0)
+    values = np.concatenate(parts).astype(np.float64)
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
     return {
-        "min": actions.min(0),
-        "max": actions.max(0),
-        "mean": actions.mean(0),
-        "std": actions.std(0),
+        "min": values.min(0),
+        "max": values.max(0),
+        "mean": values.mean(0),
+        "std": values.std(0),
         "q01": q01,
         "q99": q99,
     }

@@ -3,7 +3,7 @@
 A store is a folder per (source, image size, fit) in the cache:
 
     index.jsonl          one line per stored episode: name, fingerprint, first row, number of rows; later lines win
-    <camera>.frames      (rows, h, w, 3) uint8, raw; the same rows in every camera's file
+    <camera>.frames      (rows, h, w, 3) uint8, raw; the same rows in every camera's file, zeros where an episode lacks it
 
 Episodes are appended, the frames first and then their line. So a store whose making was interrupted holds whole episodes
 only, and making it again goes on from there. An episode whose fingerprint has changed is decoded anew.
@@ -38,6 +38,8 @@ _VERSION = 1  # of the layout and of the resizing; a change makes old stores unu
 _BLOCK = 16  # frames decoded at a time: 44 MB at 720p
 _FEW_FRAMES = 300  # below this, starting processes takes longer than decoding
 
+Frames = list[np.ndarray | None]  # of each camera, (T, h, w, 3) uint8; None where an episode lacks it
+
 
 def default_cache() -> Path:
     """``$XDG_CACHE_HOME/anyvla`` or ``~/.cache/anyvla``."""
@@ -68,7 +70,10 @@ class FrameStore:
         return FrameStore, self._opened_with  # a worker process opens the files anew; a pickled map would be a copy of them
 
     def read(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Camera -> (stop - start, h, w, 3) uint8 of frames ``start`` to ``stop`` (exclusive) of one episode, not copied."""
+        """Camera -> (stop - start, h, w, 3) uint8 of frames ``start`` to ``stop`` (exclusive) of one episode, not copied.
+
+        Frames of a camera that the episode lacks are black.
+        """
         entry = self._entries[name]
         if not 0 <= start < stop <= entry.rows:
             raise IndexError(f"frames {start}-{stop} of episode {name}, which has {entry.rows}")
@@ -165,7 +170,7 @@ def _write_index(folder: Path, entries: dict[str, _Entry]) -> None:
 
 def _append(
     folder: Path,
-    decoded: Iterator[tuple[Episode, list[np.ndarray] | str]],
+    decoded: Iterator[tuple[Episode, Frames | str]],
     count: int,
     cameras: Sequence[str],
     size: tuple[int, int],
@@ -192,7 +197,11 @@ def _append(
                 entries.pop(episode.name, None)
                 continue
             for file, camera_frames in zip(files, frames, strict=True):
-                file.write(camera_frames.tobytes())
+                if camera_frames is None:
+                    file.truncate((rows + episode.length) * row)  # a hole, which takes no room
+                    file.seek(0, os.SEEK_END)
+                else:
+                    file.write(camera_frames.tobytes())
                 file.flush()
             entry = _Entry(episode.name, episode.fingerprint, rows, episode.length)
             index.write("\n" + json.dumps(asdict(entry)))  # first the newline: it ends a line that was cut short
@@ -204,7 +213,7 @@ def _append(
 
 def _decode_all(
     episodes: list[Episode], cameras: Sequence[str], size: tuple[int, int], fit: Fit, processes: int | None
-) -> Iterator[tuple[Episode, list[np.ndarray] | str]]:
+) -> Iterator[tuple[Episode, Frames | str]]:
     """In the given order: each episode with the frames of each camera, or with what is wrong with it."""
     processes = min(processes or os.cpu_count() or 1, len(episodes))
     if processes == 1 or sum(episode.length for episode in episodes) < _FEW_FRAMES:
@@ -212,7 +221,7 @@ def _decode_all(
             yield episode, _decode(episode, cameras, size, fit)
         return
     pool = ProcessPoolExecutor(processes, get_context("spawn"), leave_interrupts_to_the_main_process)
-    waiting: deque[tuple[Episode, Future[list[np.ndarray] | str]]] = deque()
+    waiting: deque[tuple[Episode, Future[Frames | str]]] = deque()
     try:
         for episode in episodes:
             with interrupts_held():  # this may start a process
@@ -228,12 +237,13 @@ def _decode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(episode: Episode, cameras: Sequence[str], size: tuple[int, int], fit: Fit) -> list[np.ndarray] | str:
-    frames: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
+def _decode(episode: Episode, cameras: Sequence[str], size: tuple[int, int], fit: Fit) -> Frames | str:
+    there = [camera for camera in cameras if camera in episode.cameras]
+    frames: dict[str, list[np.ndarray]] = {camera: [] for camera in there}
     try:
         for start in range(0, episode.length, _BLOCK):  # by blocks, so that 720p episodes never fill the memory
-            for camera, images in episode.read(start, min(start + _BLOCK, episode.length), cameras).items():
+            for camera, images in episode.read(start, min(start + _BLOCK, episode.length), there).items():
                 frames[camera] += [resize_frame(image, size, fit) for image in images]
     except DataError as error:
         return str(error)
-    return [np.stack(frames[camera]) for camera in cameras]
+    return [np.stack(frames[camera]) if camera in frames else None for camera in cameras]

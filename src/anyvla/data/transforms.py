@@ -17,6 +17,7 @@ from anyvla.actions import ActionSpec, Normalizer, normalizer_from_dict
 from anyvla.config import Fit
 from anyvla.data.images import resize_frame
 from anyvla.data.prompts import make_prompt
+from anyvla.data.state import StateTransform
 from anyvla.data.stats import Statistics, statistics_to_dict
 from anyvla.errors import CheckpointError, DataError
 
@@ -28,6 +29,7 @@ class Transforms:
     spec: the action dimensions. normalizer: their fitted scale. statistics: of the training actions, for people and reports.
     cameras: names of the images the model takes. image_size: (h, w). fit: how a frame of another shape is brought to it.
     prompt_template: see ``make_prompt``. window: H. chunk: L. fps: control steps per second of the training data.
+    optional_cameras: those of ``cameras`` that an observation may lack. state: None if the model takes none.
     """
 
     spec: ActionSpec
@@ -40,21 +42,44 @@ class Transforms:
     window: int
     chunk: int
     fps: float
+    optional_cameras: tuple[str, ...] = ()
+    state: StateTransform | None = None
 
     def images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 of any size -> camera -> (h, w, 3) uint8, for the cameras that the model takes.
 
-        Raises DataError for a missing camera or an image of another dtype or shape.
+        Optional cameras may be absent, there and here. Raises DataError for any other missing camera, for an observation
+        without any camera, or for an image of another dtype or shape.
         """
         result = {}
         for camera in self.cameras:
+            if camera not in images and camera in self.optional_cameras:
+                continue
             if camera not in images:
                 raise DataError(f"the observation lacks the camera {camera!r}; it has: {', '.join(sorted(images)) or 'none'}")
             image = np.asarray(images[camera])
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
                 raise DataError(f"camera {camera!r}: expected (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
             result[camera] = resize_frame(image, self.image_size, self.fit)
+        if not result:
+            raise DataError(
+                f"the observation has none of the policy's cameras ({', '.join(self.cameras)}); "
+                f"it has: {', '.join(sorted(images)) or 'none'}"
+            )
         return result
+
+    def normalize_state(self, state: Any, *leading: int) -> np.ndarray | None:
+        """The robot's state (*leading, S), in its own units -> the same as the model takes it, float32; None if it takes none.
+
+        Raises DataError for a state that is missing, of another size, not finite, or not asked for.
+        """
+        if self.state is None:
+            if state is not None:
+                raise DataError("a state is given, and the policy was trained without one (observation.state)")
+            return None
+        if state is None:
+            raise DataError(f"the observation lacks the robot's state: {', '.join(self.state.names)}")
+        return self.state(state, *leading)
 
     def prompt(self, instruction: str) -> str:
         return make_prompt(instruction, self.prompt_template)
@@ -71,6 +96,8 @@ class Transforms:
             "window": self.window,
             "chunk": self.chunk,
             "fps": self.fps,
+            "optional_cameras": list(self.optional_cameras),
+            "state": None if self.state is None else self.state.to_dict(),
         }
         return json.dumps(value, indent=1)
 
@@ -79,6 +106,7 @@ class Transforms:
         """The inverse of ``to_json``; raises CheckpointError for a text that is not one."""
         try:
             value: dict[str, Any] = json.loads(text)
+            state = value.get("state")  # there is none in older files
             return cls(
                 spec=ActionSpec.from_dict(value["spec"]),
                 normalizer=normalizer_from_dict(value["normalizer"]),
@@ -90,6 +118,8 @@ class Transforms:
                 window=int(value["window"]),
                 chunk=int(value["chunk"]),
                 fps=float(value["fps"]),
+                optional_cameras=tuple(value.get("optional_cameras", ())),
+                state=None if state is None else StateTransform.from_dict(state),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"transforms.json is damaged: {error!r}") from error

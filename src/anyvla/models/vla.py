@@ -57,10 +57,17 @@ class VLA(nn.Module, ABC):
         """Losses as in training, and what ``predict`` gives."""
 
     @abstractmethod
-    def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        state: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Windows: camera -> (B, H, 3, h, w) uint8, B prompts, state (B, H, S) -> normalised actions (B, H, L, A).
 
-        A model that acts only at the last step of a window gives (B, 1, L, A).
+        A model that acts only at the last step of a window gives (B, 1, L, A). present: (B, C) bool, False where a row lacks
+        a camera.
         """
 
     @abstractmethod
@@ -118,8 +125,14 @@ class ContinuousVLA(VLA):
         features = self.features(batch.images, batch.prompts, batch.state, batch.present)
         return self._losses(features, batch), self.head.sample(features)
 
-    def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
-        return self.head.sample(self.features(images, prompts, state))
+    def predict(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        state: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.head.sample(self.features(images, prompts, state, present))
 
     def features(
         self,
@@ -128,7 +141,7 @@ class ContinuousVLA(VLA):
         state: torch.Tensor | None = None,
         present: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, H, Q, D), as ``predict`` has its arguments; present: (B, C) bool, False where a row lacks a camera."""
+        """(B, H, Q, D), as ``predict`` has its arguments."""
         stacked = torch.stack(list(images.values()), dim=2)
         if self.interleaved:
             return self.backbone.encode_windows(stacked, prompts, state, present=present)[0]
@@ -194,13 +207,19 @@ class DiscreteVLA(VLA):
         return {"loss": loss, "cross_entropy": loss}
 
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        return self.forward(batch), self.predict(batch.images, batch.prompts, batch.state)
+        return self.forward(batch), self.predict(batch.images, batch.prompts, batch.state, batch.present)
 
-    def predict(self, images: Images, prompts: Sequence[str], state: torch.Tensor | None = None) -> torch.Tensor:
+    def predict(
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        state: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         contexts: list[Any] = [Context() for _ in prompts]
         stacked = torch.stack(list(images.values()), dim=2)
         for h in range(stacked.shape[1]):
-            contexts = self._extend(stacked[:, h], prompts, contexts, None if state is None else state[:, h], None)
+            contexts = self._extend(stacked[:, h], prompts, contexts, None if state is None else state[:, h], present)
         return self._decode(prompts, contexts)[:, None]
 
     def init_state(self) -> Context:
@@ -233,14 +252,16 @@ def build_vla(
     image_size: tuple[int, int],
     bounded: bool,
     definition: Path | None = None,
+    state_size: int = 0,
 ) -> VLA:
     """The model that ``config`` describes, with fresh weights (those of a pretrained backbone excepted).
 
     Args:
         bounded: whether normalised actions lie in [-1, 1].
         definition: folder of a saved backbone definition to take instead of ``config.backbone``, as a checkpoint has one.
+        state_size: S, numbers of the robot's state that the model takes.
     """
-    backbone = build_backbone(config, image_size, definition)
+    backbone = build_backbone(config, image_size, definition, state_size)
     in_sequence = isinstance(config.structure, InterleavedConfig) or isinstance(config.head, DiscreteHeadConfig)
     if in_sequence and not backbone.family.causal:
         raise ConfigError(

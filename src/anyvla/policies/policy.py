@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from anyvla.checkpoint import Checkpoint, Which, load_checkpoint
 from anyvla.config import ExecutionConfig, PolicyConfig, RecedingHorizonConfig
@@ -32,12 +33,16 @@ class PolicySpec:
     """Exactly what to feed a policy and what comes out.
 
     Attributes:
-        cameras: names of the images, (H, W, 3) uint8 RGB of any size. image_size: (h, w) that they are brought to.
+        cameras: names of the images, (H, W, 3) uint8 RGB of any size. optional_cameras: those that may be absent.
+        state: names of the numbers of the robot's state, in the order and the units of the training data.
+        image_size: (h, w) that the images are brought to.
         instruction: an example of the prompt that the model reads. action: see ActionSpec.to_dict. chunk: L. window: H.
         fps: control steps per second that it was trained with.
     """
 
     cameras: tuple[str, ...]
+    optional_cameras: tuple[str, ...]
+    state: tuple[str, ...]
     image_size: tuple[int, int]
     instruction: str
     action: dict[str, Any]
@@ -102,6 +107,8 @@ class Policy:
         transforms = self.transforms
         return PolicySpec(
             cameras=transforms.cameras,
+            optional_cameras=transforms.optional_cameras,
+            state=() if transforms.state is None else transforms.state.names,
             image_size=transforms.image_size,
             instruction=transforms.prompt("stop in front of the bottle"),
             action=transforms.spec.to_dict(),
@@ -130,18 +137,22 @@ class Policy:
         """Begin an episode of the one robot that ``act`` drives."""
         self._session = self.start(instruction)
 
-    def act(self, images: Mapping[str, np.ndarray], *, observation_age: float = 0.0) -> np.ndarray:
+    def act(
+        self, images: Mapping[str, np.ndarray], *, state: ArrayLike | None = None, observation_age: float = 0.0
+    ) -> np.ndarray:
         """One control step: camera -> (H, W, 3) uint8 RGB -> (A,) float32 in robot units, made safe.
 
         Args:
+            state: (S,) of the robot, where the policy takes one: in the order of ``spec().state`` and the training data's units.
             observation_age: seconds since the images were taken.
 
         Raises:
-            DataError: a camera is missing or its image has the wrong dtype or shape. AnyVLAError: ``reset`` was not called.
+            DataError: a camera is missing or its image has the wrong dtype or shape; the state is missing or wrong.
+            AnyVLAError: ``reset`` was not called.
         """
         if self._session is None:
             raise AnyVLAError("call reset(instruction) before act")
-        return self.act_batch([self._session], [images], observation_ages=[observation_age])[0]
+        return self.act_batch([self._session], [images], states=[state], observation_ages=[observation_age])[0]
 
     @torch.inference_mode()
     def act_batch(
@@ -149,15 +160,17 @@ class Policy:
         sessions: Sequence[Session],
         images: Sequence[Mapping[str, np.ndarray]],
         *,
+        states: Sequence[ArrayLike | None] | None = None,
         observation_ages: Sequence[float] | None = None,
     ) -> list[np.ndarray]:
         """``act`` for several episodes in one forward pass; the sessions' states move on by one step."""
         ages = observation_ages or [0.0] * len(sessions)
+        states = states or [None] * len(sessions)
         # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
         every_frame = self._model.history > 1
         due = [i for i, session in enumerate(sessions) if every_frame or session.execution.needs_chunk()]
         if due:
-            self._predict([sessions[i] for i in due], [images[i] for i in due])
+            self._predict([sessions[i] for i in due], [images[i] for i in due], [states[i] for i in due])
         actions = []
         for session, age in zip(sessions, ages, strict=True):
             action = session.execution.action(session.chunk)
@@ -166,16 +179,27 @@ class Policy:
             actions.append(session.last.action)
         return actions
 
-    def _predict(self, sessions: Sequence[Session], images: Sequence[Mapping[str, np.ndarray]]) -> None:
+    def _predict(
+        self,
+        sessions: Sequence[Session],
+        images: Sequence[Mapping[str, np.ndarray]],
+        robot_states: Sequence[ArrayLike | None],
+    ) -> None:
         """Run the model once; leaves each session its new chunk (robot units) and state."""
         transforms = self.transforms
         frames = [transforms.images(observation) for observation in images]
+        absent = np.zeros((*transforms.image_size, 3), dtype=np.uint8)
         batch = {
-            camera: torch.from_numpy(np.stack([frame[camera] for frame in frames])).permute(0, 3, 1, 2).to(self._device)
+            camera: torch.from_numpy(np.stack([frame.get(camera, absent) for frame in frames]))
+            .permute(0, 3, 1, 2)
+            .to(self._device)
             for camera in transforms.cameras
         }
+        present = torch.tensor([[camera in frame for camera in transforms.cameras] for frame in frames])
+        measured = [one for one in map(transforms.normalize_state, robot_states) if one is not None]
+        state = torch.from_numpy(np.stack(measured)).to(self._device) if measured else None
         prompts, states = [session.prompt for session in sessions], [session.state for session in sessions]
-        actions, states = self._model.step(batch, prompts, states)
+        actions, states = self._model.step(batch, prompts, states, state, None if present.all() else present.to(self._device))
         chunks = transforms.normalizer.denormalize(actions.float().cpu().numpy())
         for session, chunk, state in zip(sessions, chunks, states, strict=True):
             session.chunk, session.state = chunk, state

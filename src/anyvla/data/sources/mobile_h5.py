@@ -1,8 +1,11 @@
 """Mobile navigation episodes, one HDF5 file each (``mobile_h5``).
 
-    images                 uint8   (T, H, W, 3)   RGB
+    images                 uint8   (T, H, W, 3)   RGB, of the camera ``front``
+    images_<camera>        uint8   (T, H, W, 3)   of a further camera; may be absent
     actions                float32 (T, 3)         linear_x m/s, linear_y m/s, angular_z rad/s
     language_instruction   bytes   (1,)           UTF-8, may be absent
+    states                 float32 (T, S)         state of the robot as measured when frame t was seen; may be absent
+    state_names            bytes   (S,)           UTF-8, with ``states``
     action_event_types     bytes   (T,)           may be absent
 
 Attributes ``fps``, ``robot``, ``scenario`` and ``schema_version`` are read where a writer left them. Where the instruction is
@@ -26,6 +29,7 @@ from anyvla.data.scenarios import Scenario, scenario_in
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
 
+STATE_HINT = "observation.state=null trains without the robot's state"
 _TEXTS = ("language_instruction", "action_event_types")
 CAMERA = "front"
 DEFAULT_FPS = 2.5
@@ -47,29 +51,38 @@ class MobileH5Episode:
     events: dict[str, int]
     frame_shape: tuple[int, int]  # (H, W) as stored
     actions: np.ndarray  # (T, A) float32
+    cameras: tuple[str, ...]
+    state_names: tuple[str, ...]
+    state: np.ndarray | None  # (T, S) float32
 
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         import h5py
 
+        keys = [_image_key(camera) for camera in cameras]
         try:
             with h5py.File(self.path, "r") as file:
-                return dict.fromkeys(cameras, file["images"][start:stop])
+                return {camera: file[key][start:stop] for camera, key in zip(cameras, keys, strict=True)}
         except (OSError, KeyError) as error:
-            raise DataError(f"{self.path}: key 'images': frames {start}-{stop} cannot be read ({error})") from error
+            what = " or ".join(map(repr, keys))
+            raise DataError(f"{self.path}: key {what}: frames {start}-{stop} cannot be read ({error})") from error
 
 
 class MobileH5Source:
     """All ``*.h5`` and ``*.hdf5`` files below a folder, in the order of their names; or one such file."""
 
-    cameras: tuple[str, ...] = (CAMERA,)
-
     def __init__(
-        self, path: Path, spec: ActionSpec, on_bad_episode: OnBadEpisode = "error", language: Literal["en", "ko"] = "en"
+        self,
+        path: Path,
+        spec: ActionSpec,
+        on_bad_episode: OnBadEpisode = "error",
+        language: Literal["en", "ko"] = "en",
+        state: Sequence[str] | None = None,
     ) -> None:
         """Open and check every file; images are not decoded yet.
 
         Args:
             language: of the sentences that are made from scenarios, where a file stores none.
+            state: names of the numbers of the robot's state, which every episode must have; None: what each file has.
 
         Raises:
             DataError: no such folder, no episode in it, or (unless ``on_bad_episode`` is ``skip``) a damaged file.
@@ -96,13 +109,15 @@ class MobileH5Source:
                 bar.advance()
                 name = file.relative_to(root).as_posix()
                 try:
-                    self._episodes.append(_open_episode(file, name, spec, language))
+                    self._episodes.append(_open_episode(file, name, spec, language, state))
                 except DataError as error:
                     if on_bad_episode == "error":
                         raise DataError(f"{error} (on_bad_episode=skip leaves such episodes out)") from error
                     self.problems.append(Problem(name, str(error)))
         if not self._episodes:
             raise DataError(f"{path}: none of the {len(files)} episodes can be used; the first: {self.problems[0].reason}")
+        further = {camera for episode in self._episodes for camera in episode.cameras} - {CAMERA}
+        self.cameras: tuple[str, ...] = (CAMERA, *sorted(further))
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -111,7 +126,13 @@ class MobileH5Source:
         return self._episodes[index]
 
 
-def _open_episode(path: Path, name: str, spec: ActionSpec, language: Literal["en", "ko"]) -> MobileH5Episode:
+def _image_key(camera: str) -> str:
+    return "images" if camera == CAMERA else f"images_{camera}"
+
+
+def _open_episode(
+    path: Path, name: str, spec: ActionSpec, language: Literal["en", "ko"], wanted_state: Sequence[str] | None
+) -> MobileH5Episode:
     import h5py
 
     stat = path.stat()
@@ -127,6 +148,8 @@ def _open_episode(path: Path, name: str, spec: ActionSpec, language: Literal["en
             actions = np.asarray(file["actions"][()]) if file["actions"].shape is not None else np.empty(0)
             texts = {key: _read_texts(path, key, file[key]) for key in _TEXTS if key in file}
             attributes = dict(file.attrs)
+            cameras = [CAMERA, *(key.removeprefix("images_") for key in file if _is_camera(path, key, file[key], shape))]
+            state_names, state = _read_state(path, file, wanted_state, len(actions))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: damaged HDF5 file ({error})") from error
     _check(path, shape, dtype, actions)
@@ -144,7 +167,52 @@ def _open_episode(path: Path, name: str, spec: ActionSpec, language: Literal["en
         events=_events(path, texts.get("action_event_types"), len(actions)),
         frame_shape=(shape[1], shape[2]),
         actions=selected,
+        cameras=tuple(cameras),
+        state_names=state_names,
+        state=state,
     )
+
+
+def _is_camera(path: Path, key: str, stored: Any, shape: tuple[int, ...]) -> bool:
+    """Whether ``stored`` holds the RGB frames of a further camera; other things, such as depth, may have such names too."""
+    import h5py
+
+    if not key.startswith("images_") or not isinstance(stored, h5py.Dataset) or stored.dtype != np.uint8:
+        return False
+    if len(stored.shape or ()) != 4 or stored.shape[-1] != 3:
+        return False
+    if stored.shape[0] != shape[0] or 0 in stored.shape or key == f"images_{CAMERA}":
+        raise DataError(f"{path}: key {key!r}: shape {stored.shape} does not go with 'images', {shape}")
+    return True
+
+
+def _read_state(path: Path, file: Any, wanted: Sequence[str] | None, length: int) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """The ``wanted`` numbers of the robot's state, (T, S) float32, and their names; all that there are if None."""
+    import h5py
+
+    if not ("states" in file if wanted is None else wanted):
+        return (), None
+    for key in ("states", "state_names"):
+        if not isinstance(file.get(key), h5py.Dataset):
+            raise DataError(f"{path}: no dataset {key!r}{did_you_mean(key, file.keys())} ({STATE_HINT})")
+    stored = file["states"]
+    names = _read_texts(path, "state_names", file["state_names"])
+    if stored.shape != (length, len(names)) or not names:
+        raise DataError(f"{path}: key 'states': shape {stored.shape} is not {(length, len(names))}, (frames, state_names)")
+    if stored.dtype.kind != "f":
+        raise DataError(f"{path}: key 'states': dtype {stored.dtype} is not a float")
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: key 'state_names': a name stands there twice: {', '.join(names)}")
+    for name in wanted or ():
+        if name not in names:
+            raise DataError(f"{path}: key 'state_names': the state has no {name!r}{did_you_mean(name, names)} ({STATE_HINT})")
+    chosen = tuple(wanted or names)
+    state = stored[()][:, [names.index(name) for name in chosen]].astype(np.float32)
+    bad = ~np.isfinite(state)
+    if bad.any():
+        frame, dim = np.argwhere(bad)[0]
+        raise DataError(f"{path}: key 'states': {chosen[dim]} at frame {frame} is {state[frame, dim]}")
+    return chosen, state
 
 
 def _check(path: Path, shape: tuple[int, ...], dtype: np.dtype, actions: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from anyvla.config import PoolingConfig
-from anyvla.errors import ConfigError
+from anyvla.errors import ConfigError, DataError
 from anyvla.models.backbones.families import Family
 from anyvla.models.backbones.sequence import TokenSequence, build_sequence
 from anyvla.models.resampler import PerceiverResampler
@@ -122,12 +122,8 @@ class Backbone(nn.Module):
             (N, H, Q, D) hidden states at the query tokens, and (N, K, D) at the suffix.
         """
         count, window, cameras = images.shape[:3]
-        if present is None:
-            counts = [[cameras] * window] * count
-            flat = images.flatten(0, 2)
-        else:
-            counts = [[n] * window for n in present.sum(1).tolist()]
-            flat = images[present[:, None].expand(count, window, cameras)]
+        counts = [[n] * window for n in images_per_row(count, cameras, present)]
+        flat = images.flatten(0, 2) if present is None else images[present[:, None].expand(count, window, cameras)]
         sequence = self.sequence(prompts, counts, suffix=0 if suffix is None else suffix.shape[1])
         hidden = self.run(sequence, self.family.inputs(sequence, self.pixels(flat)), state, suffix)
         return self.readout(hidden, sequence), gather(hidden, sequence.suffix)
@@ -184,7 +180,8 @@ class Backbone(nn.Module):
         suffix: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One forward of the language model: hidden states (N, T, D)."""
-        if (state is None) != (self.state_encoder is None):
+        # no state token stands in a text alone, nor in what is decoded behind a context
+        if (state is None) == bool(sequence.state.numel()):
             raise ConfigError("the model takes a state, and none is given" if state is None else "the model takes no state")
         slots: Slots = []
         if self.queries is not None and sequence.queries.numel():
@@ -279,6 +276,16 @@ class Backbone(nn.Module):
             "size": {"height": self.image_size[0], "width": self.image_size[1]},
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+
+
+def images_per_row(rows: int, cameras: int, present: torch.Tensor | None) -> list[int]:
+    """How many images each row has: ``cameras``, or as ``present`` (N, C) says. Raises DataError for a row without any."""
+    if present is None:
+        return [cameras] * rows
+    counts: list[int] = present.sum(1).tolist()
+    if 0 in counts:
+        raise DataError(f"row {counts.index(0)} of the batch has no image at all: each of its {cameras} cameras is absent")
+    return counts
 
 
 def gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from anyvla.models.backbones.adapter import Backbone, gather
+from anyvla.models.backbones.adapter import Backbone, gather, images_per_row
 from anyvla.models.backbones.sequence import TokenSequence
 
 KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]  # per layer, (1, heads, past, size) each
@@ -59,7 +59,7 @@ def extend(
         images: (N, C, 3, h, w) uint8. limit: frames a context may have; full, it begins again with its last ``keep`` frames.
         state: (N, S). present: (N, C) bool.
     """
-    counts = [images.shape[1]] * len(images) if present is None else present.sum(1).tolist()
+    counts = images_per_row(images.shape[0], images.shape[1], present)
     visions = encode_vision(backbone, images if present is None else images[present], prompts, counts)
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     grown = []

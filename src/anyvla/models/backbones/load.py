@@ -38,11 +38,14 @@ _HALF = (0.5, 0.5, 0.5)
 _TINY_IMAGE_SIZE = (64, 112)
 
 
-def build_backbone(config: ModelConfig, image_size: tuple[int, int], definition: Path | None = None) -> Backbone:
+def build_backbone(
+    config: ModelConfig, image_size: tuple[int, int], definition: Path | None = None, state_size: int = 0
+) -> Backbone:
     """The backbone that ``config`` asks for, with new query tokens.
 
     Args:
         definition: a folder of ``Backbone.save_definition``; the model comes from there, with weights that the caller replaces.
+        state_size: S, numbers of the robot's state that enter as one token; 0: none.
     """
     backbone = config.backbone
     if definition is not None:
@@ -67,7 +70,7 @@ def build_backbone(config: ModelConfig, image_size: tuple[int, int], definition:
         processor["image_std"],
         pooling=config.pooling,
         resampler=None if resampler is None else PerceiverResampler(width, resampler.depth, resampler.latents, resampler.heads),
-        state_size=config.state_size,
+        state_size=state_size,
     )
 
 
