@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -243,10 +243,15 @@ def inspect_data_command(
     console.print(
         f"{summary['episodes']} episodes, {summary['frames']} frames "
         f"(length {lengths['min']} to {lengths['max']}, median {lengths['median']:g}); "
-        f"cameras: {', '.join(summary['cameras'])}; fps: {', '.join(summary['fps'])}",
+        f"cameras: {', '.join(f'{camera} ({count} episodes)' for camera, count in summary['cameras'].items())}; "
+        f"fps: {', '.join(summary['fps'])}",
         highlight=False,
     )
-    _statistics_table(console, source.spec.names, summary["actions"])
+    _statistics_table(console, "action", source.spec.names, summary["actions"])
+    if summary["state"]:
+        state = dict(summary["state"])
+        names, count = state.pop("names"), state.pop("episodes")
+        _statistics_table(console, f"state ({count} episodes)", names, state)
     console.print(f"{summary['instructions']['different']} different instructions, most often:", highlight=False)
     for instruction, count in summary["instructions"]["most_common"]:
         console.print(f"  {count:>4}  {instruction}", highlight=False, markup=False)
@@ -367,8 +372,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _statistics_table(console: Console, names: tuple[str, ...], statistics: dict[str, list[float]]) -> None:
-    table = Table("action", *statistics, box=None)
+def _statistics_table(console: Console, title: str, names: Sequence[str], statistics: dict[str, list[float]]) -> None:
+    table = Table(title, *statistics, box=None)
     for i, name in enumerate(names):
         table.add_row(name, *(f"{values[i]:.3f}" for values in statistics.values()))
     console.print(table)

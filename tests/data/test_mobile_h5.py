@@ -108,6 +108,20 @@ def _add(path: Path, key: str, value: object) -> None:
         file[key] = value
 
 
+def _state(states: object, names: list[str]):
+    def damage(path: Path) -> None:
+        _add(path, "states", states)
+        _add(path, "state_names", np.array([name.encode() for name in names]))
+
+    return damage
+
+
+def _not_finite() -> np.ndarray:
+    states = np.zeros((18, 2), np.float32)
+    states[3, 1] = np.inf
+    return states
+
+
 def _actions(frame: int, value: float) -> np.ndarray:
     actions = np.zeros((18, 3), np.float32)
     actions[frame, 1] = value
@@ -138,6 +152,17 @@ DAMAGES = {
     "sentence_is_a_number": (_rewrite("language_instruction", np.array([7])), "holds 7, not a string"),
     "events_of_another_length": (lambda path: _add(path, "action_event_types", b"x"), "1 events for 18 frames"),
     "not_utf8": (_rewrite("language_instruction", np.array([b"\xff\xfe"])), "'language_instruction': not UTF-8"),
+    "state_shape": (_state(np.zeros(18, np.float32), ["x"]), r"'states': shape \(18,\) is not \(18, 1\)"),
+    "state_length": (_state(np.zeros((17, 1), np.float32), ["x"]), r"'states': shape \(17, 1\) is not \(18, 1\)"),
+    "state_size": (_state(np.zeros((18, 3), np.float32), ["x", "y"]), r"'states': shape \(18, 3\) is not \(18, 2\)"),
+    "state_dtype": (_state(np.zeros((18, 1), np.int64), ["x"]), "'states': dtype int64"),
+    "state_not_finite": (_state(_not_finite(), ["x", "speed"]), "'states': speed at frame 3 is inf"),
+    "state_named_twice": (_state(np.zeros((18, 2), np.float32), ["x", "x"]), "'state_names': a name stands there twice"),
+    "state_without_names": (lambda path: _add(path, "states", np.zeros((18, 1), np.float32)), "no dataset 'state_names'"),
+    "camera_of_another_length": (
+        lambda path: _add(path, "images_rear", np.zeros((17, 8, 8, 3), np.uint8)),
+        r"'images_rear': shape \(17, 8, 8, 3\) does not go with 'images'",
+    ),
     "no_sentence": (_rewrite("language_instruction", None), "no 'language_instruction', and no scenario"),
 }
 
@@ -183,4 +208,16 @@ def test_the_writer_refuses_what_a_reader_would_refuse(tmp_path: Path) -> None:
         write_episode(tmp_path / "a.h5", actions=np.full((18, 3), np.nan))
     with pytest.raises(DataError, match="images must be"):
         write_episode(tmp_path / "a.h5", images=np.zeros((18, 3), np.uint8))
+    for states, names, message in (
+        (np.zeros((17, 1)), ["x"], r"states must be \(18, 1\)"),
+        (np.zeros((18, 2)), ["x", "x"], "a name each, all different"),
+        (None, ["x"], "a name each"),
+        (np.full((18, 1), np.inf), ["x"], "states hold non-finite"),
+    ):
+        with pytest.raises(DataError, match=message):
+            write_episode(tmp_path / "a.h5", states=states, state_names=names)
+    with pytest.raises(DataError, match="17 images_rear for 18 images"):
+        write_episode(tmp_path / "a.h5", further_images={"rear": np.zeros((17, 8, 8, 3), np.uint8)})
+    with pytest.raises(DataError, match="the camera front is that of images"):
+        write_episode(tmp_path / "a.h5", further_images={"front": np.zeros((18, 8, 8, 3), np.uint8)})
     assert list(tmp_path.iterdir()) == []

@@ -122,18 +122,21 @@ class TestSampler:
 
 
 class TestMirror:
-    def test_twice_is_the_identity_for_images_words_and_actions_together(self) -> None:
+    def test_twice_is_the_identity_for_images_words_actions_and_state_together(self) -> None:
         rng = np.random.default_rng(0)
         frames = rng.integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
         actions = rng.uniform(-1, 1, (4, 2, 3)).astype(np.float32)
-        always = Augmentation(mirror=1.0)
-        images, text, flipped = always({"front": frames}, "pass on the left", actions, NAV3, rng)
+        state = rng.uniform(-1, 1, (4, 2)).astype(np.float32)
+        always = Augmentation(mirror=1.0, state_sign=(1.0, -1.0))
+        images, text, flipped, other = always({"front": frames}, "pass on the left", actions, NAV3, rng, state)
         assert text == "pass on the right"
         np.testing.assert_array_equal(images["front"], frames[:, :, ::-1])
         np.testing.assert_array_equal(flipped, actions * [1, -1, -1])
-        again, text, twice = always(images, text, flipped, NAV3, rng)
+        np.testing.assert_array_equal(other, state * [1, -1])
+        again, text, twice, same = always(images, text, flipped, NAV3, rng, other)
         np.testing.assert_array_equal(again["front"], frames)
         np.testing.assert_array_equal(twice, actions)
+        np.testing.assert_array_equal(same, state)
         assert text == "pass on the left"
 
     @pytest.mark.parametrize(
@@ -155,11 +158,12 @@ class TestMirror:
 
     def test_what_cannot_be_mirrored_safely_stays_as_it_is(self) -> None:
         frames = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
-        images, text, _ = Augmentation(mirror=1.0)(
-            {"front": frames}, "stop right before it", np.zeros((1, 1, 3)), NAV3, np.random.default_rng(0)
+        images, text, _, state = Augmentation(mirror=1.0, state_sign=(-1.0,))(
+            {"front": frames}, "stop right before it", np.zeros((1, 1, 3)), NAV3, np.random.default_rng(0), np.ones((1, 1))
         )
         np.testing.assert_array_equal(images["front"], frames)
         assert text == "stop right before it"
+        assert state == 1
 
 
 def test_dropping_words_keeps_sides_and_negations() -> None:

@@ -176,7 +176,7 @@ class TestExecution:
     def test_in_the_policy_a_model_without_history_runs_only_when_a_chunk_is_due(self, policy: Policy, monkeypatch) -> None:
         calls = []
         original = policy._predict
-        monkeypatch.setattr(policy, "_predict", lambda sessions, images: (calls.append(1), original(sessions, images)))
+        monkeypatch.setattr(policy, "_predict", lambda *arguments: (calls.append(1), original(*arguments)))
         policy.config = PolicyConfig(execution=RecedingHorizonConfig(steps=2))
         policy.reset("Left.")
         for t in range(4):

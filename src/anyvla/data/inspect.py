@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.images import resize_frame
-from anyvla.data.stats import action_statistics, statistics_to_dict
+from anyvla.data.stats import action_statistics, state_statistics, statistics_to_dict
 from anyvla.errors import DataError
 
 _SHEET_ROWS, _SHEET_COLUMNS = 8, 6
@@ -40,9 +40,10 @@ def inspect_data(source: EpisodeSource, out: Path) -> DataReport:
         "frames": int(lengths.sum()),
         "lengths": {"min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max())},
         "fps": dict(Counter(f"{episode.fps:g}" for episode in episodes)),
-        "cameras": list(source.cameras),
+        "cameras": {camera: sum(camera in episode.cameras for episode in episodes) for camera in source.cameras},
         "instructions": {"different": len(instructions), "most_common": instructions.most_common(5)},
         "actions": statistics_to_dict(action_statistics(episodes)),
+        "state": _state(episodes),
     }
     out.mkdir(parents=True, exist_ok=True)
     sheet, unreadable = _contact_sheet(source, episodes)
@@ -50,6 +51,16 @@ def inspect_data(source: EpisodeSource, out: Path) -> DataReport:
     sheet.save(pictures[0])
     _histograms(source, actions, lengths, pictures[1])
     return DataReport(summary, [*source.problems, *unreadable], _warnings(source, episodes, actions), pictures)
+
+
+def _state(episodes: list[Episode]) -> dict[str, Any] | None:
+    """Names and statistics of the robot's state, of the episodes that have the numbers which most episodes have."""
+    counted = Counter(episode.state_names for episode in episodes if episode.state_names)
+    if not counted:
+        return None
+    ((names, count),) = counted.most_common(1)
+    statistics = state_statistics(episode for episode in episodes if episode.state_names == names)
+    return {"names": list(names), "episodes": count, **statistics_to_dict(statistics)}
 
 
 def _warnings(source: EpisodeSource, episodes: list[Episode], actions: np.ndarray) -> list[str]:
@@ -72,6 +83,16 @@ def _warnings(source: EpisodeSource, episodes: list[Episode], actions: np.ndarra
         found.append(f"{len(still)} episodes command no motion at all, such as {still[0]}")
     if len({episode.instruction for episode in episodes}) == 1 and len(episodes) > 1:
         found.append("all episodes have the same instruction: a policy will learn to ignore it")
+    states = Counter(episode.state_names for episode in episodes)
+    if len(states) > 1:
+        kinds = "; ".join(f"{count} have {', '.join(names) or 'none'}" for names, count in states.most_common())
+        found.append(f"episodes have different states of the robot ({kinds}): observation.state needs its names in all of them")
+    for camera in source.cameras:
+        lacking = [episode.name for episode in episodes if camera not in episode.cameras]
+        if lacking:
+            found.append(
+                f"{len(lacking)} episodes lack the camera {camera}, such as {lacking[0]}: see observation.optional_cameras"
+            )
     short = [e.name for e in episodes if e.length < 3]
     if short:
         found.append(f"{len(short)} episodes have fewer than 3 frames, such as {short[0]}")
@@ -90,8 +111,8 @@ def _contact_sheet(source: EpisodeSource, episodes: list[Episode]) -> tuple[Imag
     draw = ImageDraw.Draw(sheet)
     wide_font = _font_with_hangul()
     problems = []
-    camera = source.cameras[0]
     for r, episode in enumerate(rows):
+        camera = episode.cameras[0]
         top = margin + r * (height + caption + margin)
         draw.text((margin, top), _caption(episode, wide_font), fill="#333333", font=wide_font)
         try:

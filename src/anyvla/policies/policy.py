@@ -143,7 +143,7 @@ class Policy:
         """One control step: camera -> (H, W, 3) uint8 RGB -> (A,) float32 in robot units, made safe.
 
         Args:
-            state: (S,) of the robot, where the policy takes one: in the order of ``spec().state`` and the training data's units.
+            state: (S,) of the robot, where the policy takes one: in the order of ``spec().state``, in its units of training.
             observation_age: seconds since the images were taken.
 
         Raises:

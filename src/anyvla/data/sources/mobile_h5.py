@@ -146,13 +146,13 @@ def _open_episode(
             shape: tuple[int, ...] = file["images"].shape or ()
             dtype = file["images"].dtype
             actions = np.asarray(file["actions"][()]) if file["actions"].shape is not None else np.empty(0)
+            _check(path, shape, dtype, actions)
             texts = {key: _read_texts(path, key, file[key]) for key in _TEXTS if key in file}
             attributes = dict(file.attrs)
             cameras = [CAMERA, *(key.removeprefix("images_") for key in file if _is_camera(path, key, file[key], shape))]
             state_names, state = _read_state(path, file, wanted_state, len(actions))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: damaged HDF5 file ({error})") from error
-    _check(path, shape, dtype, actions)
     selected = actions[:, [NAV3.names.index(dim) for dim in spec.names]].astype(np.float32)
     _check_range(path, selected, spec)
     scenario = scenario_in(str(attributes.get("scenario", ""))) or scenario_in(path.name)

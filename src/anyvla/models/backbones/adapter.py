@@ -284,7 +284,7 @@ def images_per_row(rows: int, cameras: int, present: torch.Tensor | None) -> lis
         return [cameras] * rows
     counts: list[int] = present.sum(1).tolist()
     if 0 in counts:
-        raise DataError(f"row {counts.index(0)} of the batch has no image at all: each of its {cameras} cameras is absent")
+        raise DataError(f"a row of the batch has no image at all: each of its {cameras} cameras is absent")
     return counts
 
 
