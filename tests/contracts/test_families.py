@@ -94,6 +94,23 @@ def test_two_cameras_and_an_absent_one(one_step: Case) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_CAUSAL])
+def test_a_camera_may_come_and_go_within_an_episode(family: str, folder_of) -> None:
+    """Robots in one batch, of which at each step another one lacks a camera, get what each gets alone."""
+    case = Case(folder_of(family), "interleaved", "fc", size=image_size(family), window=3)
+    tolerance = case.exact()
+    together, alone = [case.model.init_state(), case.model.init_state()], [case.model.init_state(), case.model.init_state()]
+    for t in range(4):
+        now = {"front": case.images[:, t], "wrist": case.images[:, t + 4]}
+        present = torch.tensor([[True, t % 2 == 0], [True, t < 2]])
+        both, together = case.model.step(now, PROMPTS, together, present=present)
+        for row in range(2):
+            seen = {name: now[name][row : row + 1] for i, name in enumerate(now) if present[row, i]}
+            one, (alone[row],) = case.model.step(seen, PROMPTS[row : row + 1], [alone[row]])
+            torch.testing.assert_close(both[row : row + 1], one, atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
 def test_image_words_and_queries_all_matter(one_step: Case) -> None:
     model = one_step.model.eval()
     images = {"front": one_step.images[:1, :1]}

@@ -177,6 +177,11 @@ def test_the_state_of_the_robot_is_a_token() -> None:
     assert backbone.state_encoder.weight.grad.abs().max() > 0
     with pytest.raises(ConfigError, match="takes a state, and none is given"):
         backbone.encode(images, [SHORT])
+    with pytest.raises(ConfigError, match="takes no state"):
+        _build(config).encode(images, [SHORT], state)
+    without = backbone.text_loss(images, [SHORT], ["left"])  # a text about images needs no state of a robot
+    backbone.state_encoder.weight.data.zero_()
+    assert backbone.text_loss(images, [SHORT], ["left"]) == without
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def extend(
         state: (N, S). present: (N, C) bool.
     """
     counts = images_per_row(images.shape[0], images.shape[1], present)
-    visions = encode_vision(backbone, images if present is None else images[present], prompts, counts)
+    visions = _encode_rows(backbone, images, prompts, present, counts)
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     grown = []
     for i, (context, vision, count) in enumerate(zip(contexts, visions, counts, strict=True)):
@@ -124,10 +124,25 @@ def decode(
     return torch.stack([result[i] for i in range(len(contexts))])
 
 
-def encode_vision(backbone: Backbone, images: torch.Tensor, prompts: Sequence[str], counts: Sequence[int]) -> list[Any]:
-    """The vision tower's output for each of N rows with ``counts`` images; the language model does not run."""
+def _encode_rows(
+    backbone: Backbone, images: torch.Tensor, prompts: Sequence[str], present: torch.Tensor | None, counts: Sequence[int]
+) -> list[Any]:
+    """``encode_vision`` of rows that may lack cameras: together where they have as many, for some families pad to the most."""
+    if present is None:
+        return encode_vision(backbone, images, prompts)
+    visions: dict[int, Any] = {}
+    for count in sorted(set(counts)):
+        rows = [i for i, other in enumerate(counts) if other == count]
+        chosen = torch.stack([images[i, present[i]] for i in rows])
+        visions |= zip(rows, encode_vision(backbone, chosen, [prompts[i] for i in rows]), strict=True)
+    return [visions[i] for i in range(len(counts))]
+
+
+def encode_vision(backbone: Backbone, images: torch.Tensor, prompts: Sequence[str]) -> list[Any]:
+    """The vision tower's output for each of N rows of images (N, C, 3, h, w); the language model does not run."""
+    counts = [images.shape[1]] * len(images)
     sequence = backbone.sequence(prompts, [[count] for count in counts])
-    flat = images.flatten(0, 1) if images.ndim == 5 else images
+    pixels = backbone.pixels(images.flatten(0, 1))
     tower = backbone.family.vision(backbone.model)
 
     def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -135,7 +150,7 @@ def encode_vision(backbone: Backbone, images: torch.Tensor, prompts: Sequence[st
 
     handle = tower.register_forward_hook(stop)
     try:
-        backbone.run(sequence, backbone.family.inputs(sequence, backbone.pixels(flat)), _no_state(backbone, sequence))
+        backbone.run(sequence, backbone.family.inputs(sequence, pixels), _no_state(backbone, sequence))
     except _VisionDone as done:
         return _split(done.output, counts, backbone.family.image_dim)
     finally:
