@@ -233,14 +233,16 @@ def build_vla(
     image_size: tuple[int, int],
     bounded: bool,
     definition: Path | None = None,
+    quantization: Any = None,
 ) -> VLA:
     """The model that ``config`` describes, with fresh weights (those of a pretrained backbone excepted).
 
     Args:
         bounded: whether normalised actions lie in [-1, 1].
         definition: folder of a saved backbone definition to take instead of ``config.backbone``, as a checkpoint has one.
+        quantization: see ``build_backbone``.
     """
-    backbone = build_backbone(config, image_size, definition)
+    backbone = build_backbone(config, image_size, definition, quantization)
     in_sequence = isinstance(config.structure, InterleavedConfig) or isinstance(config.head, DiscreteHeadConfig)
     if in_sequence and not backbone.family.causal:
         raise ConfigError(
