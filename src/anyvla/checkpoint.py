@@ -26,6 +26,7 @@ import torch
 from anyvla.config import Config, parse_config
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.quantization import plan_quantization, save_in_floating_point
 from anyvla.models.tuning import apply_tuning, merge_lora, without_lora
 from anyvla.models.vla import VLA, build_vla
 
@@ -45,6 +46,8 @@ class Checkpoint:
 
 def build_model(config: Config, transforms: Transforms, definition: Path | None = None) -> VLA:
     """The model of ``config`` with fresh weights; ``definition`` is the ``backbone`` folder of a checkpoint."""
+    # a checkpoint holds floats, and is loaded as what it is
+    quantization = plan_quantization(config, transforms.image_size) if definition is None else None
     model = build_vla(
         config.model,
         transforms.spec,
@@ -54,7 +57,10 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
         bounded=transforms.normalizer.bounded,
         definition=definition,
         state_size=0 if transforms.state is None else len(transforms.state.names),
+        quantization=quantization,
     )
+    if quantization is not None:
+        save_in_floating_point(model.backbone.model)
     apply_tuning(model, config.tuning)
     return model
 

@@ -263,11 +263,25 @@ def inspect_data_command(
 
 
 @inspect_app.command("recipe")
-def inspect_recipe(recipe: Annotated[str, typer.Argument()], overrides: Overrides = None) -> None:
-    """The resolved settings of a recipe."""
+def inspect_recipe(
+    recipe: Annotated[str, typer.Argument()],
+    overrides: Overrides = None,
+    settings: Annotated[bool, typer.Option("--settings", help="the settings alone")] = False,
+) -> None:
+    """The resolved settings of a recipe, and as comments what its model is and costs, counted without weights."""
     from anyvla.config import load_config
 
-    print(load_config(recipe, overrides or ()).to_yaml(), end="")
+    config = load_config(recipe, overrides or ())
+    print(config.to_yaml(), end="", flush=True)
+    if settings:
+        return
+    from anyvla.models.inspect import describe_model
+
+    try:
+        lines = describe_model(config).lines()
+    except AnyVLAError as error:
+        lines = f"the model cannot be described here: {error}".splitlines()
+    print("", *(f"# {line}" for line in lines), sep="\n")
 
 
 @inspect_app.command("run")

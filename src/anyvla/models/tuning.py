@@ -94,7 +94,7 @@ def lora_targets(backbone: Backbone, tower: str, targets: str | Sequence[str]) -
     """
     model = backbone.model
     of_tower = {id(p) for p in backbone.towers()[tower]}
-    names = [name for name, module in _linear_layers(model) if id(module.weight) in of_tower]
+    names = [name for name, module in linear_layers(model) if id(module.weight) in of_tower]
     examples = ", ".join(names[:: max(1, len(names) // 8)][:8]) or "none"
     if isinstance(targets, str):
         chosen = [name for name in names if targets == "all-linear" or _in_attention(model, name)]
@@ -110,8 +110,8 @@ def lora_targets(backbone: Backbone, tower: str, targets: str | Sequence[str]) -
     return chosen
 
 
-def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """Names and modules of all linear layers that LoRA can stand in for."""
+def linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Names and modules of all linear layers that have a weight of their own and are called: not the output embedding."""
     output = model.get_output_embeddings()
     left_out = {id(module) for module in output.modules()} if output is not None else set()
     # PyTorch's own attention takes the weight of its output layer and never calls it

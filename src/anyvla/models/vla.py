@@ -253,15 +253,16 @@ def build_vla(
     bounded: bool,
     definition: Path | None = None,
     state_size: int = 0,
+    quantization: Any = None,
 ) -> VLA:
     """The model that ``config`` describes, with fresh weights (those of a pretrained backbone excepted).
 
     Args:
         bounded: whether normalised actions lie in [-1, 1].
         definition: folder of a saved backbone definition to take instead of ``config.backbone``, as a checkpoint has one.
-        state_size: S, numbers of the robot's state that the model takes.
+        state_size: S, numbers of the robot's state that the model takes. quantization: see ``build_backbone``.
     """
-    backbone = build_backbone(config, image_size, definition, state_size)
+    backbone = build_backbone(config, image_size, definition, state_size=state_size, quantization=quantization)
     in_sequence = isinstance(config.structure, InterleavedConfig) or isinstance(config.head, DiscreteHeadConfig)
     if in_sequence and not backbone.family.causal:
         raise ConfigError(

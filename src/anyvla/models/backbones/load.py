@@ -39,13 +39,19 @@ _TINY_IMAGE_SIZE = (64, 112)
 
 
 def build_backbone(
-    config: ModelConfig, image_size: tuple[int, int], definition: Path | None = None, state_size: int = 0
+    config: ModelConfig,
+    image_size: tuple[int, int],
+    definition: Path | None = None,
+    *,
+    state_size: int = 0,
+    quantization: Any = None,
 ) -> Backbone:
     """The backbone that ``config`` asks for, with new query tokens.
 
     Args:
         definition: a folder of ``Backbone.save_definition``; the model comes from there, with weights that the caller replaces.
         state_size: S, numbers of the robot's state that enter as one token; 0: none.
+        quantization: what transformers calls ``quantization_config``, for pretrained weights.
     """
     backbone = config.backbone
     if definition is not None:
@@ -54,7 +60,7 @@ def build_backbone(
         model, tokenizer = _tiny(backbone, image_size)
         processor = {"image_mean": _HALF, "image_std": _HALF}
     else:
-        model, tokenizer, processor = _load(backbone.path, random_weights=backbone.random_weights)
+        model, tokenizer, processor = _load(backbone.path, random_weights=backbone.random_weights, quantization=quantization)
     make_family = family_of(model.config)
     if isinstance(backbone, PretrainedBackboneConfig) and backbone.layout == "robovlms":
         make_family = robovlms_family(model.config.model_type)
@@ -102,7 +108,9 @@ def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
     return config, processor
 
 
-def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+def _load(
+    path: str, random_weights: bool, quantization: Any = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
     config, processor = read_definition(path)
     family_of(config)
     make = AutoModelForImageTextToText
@@ -112,7 +120,7 @@ def _load(path: str, random_weights: bool) -> tuple[PreTrainedModel, PreTrainedT
         if random_weights:
             model = make.from_config(config, dtype=torch.float32)
         else:
-            model = make.from_pretrained(path, dtype=torch.float32)
+            model = make.from_pretrained(path, dtype=torch.float32, quantization_config=quantization)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: no usable vision-language model ({error!r})") from error
     return model, tokenizer, processor
