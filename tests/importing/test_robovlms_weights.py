@@ -362,12 +362,28 @@ def test_open_x_actions_are_scaled_back_twice(tmp_path: Path) -> None:
         ("qwen", {}, "Qwen-VL"),
         ("kosmos", {"regular_action": True}, "regular_action"),
         ("kosmos", {"tcp_rel": True}, "tcp_rel"),
+        ("paligemma", {"use_vision_resampler": True}, "resampler"),
         ("kosmos", {"train_dataset": {"type": "Custom"}}, "--fps"),
     ],
 )
 def test_what_cannot_be_taken_over_is_said(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(shape(name) | changes))
     with pytest.raises((CheckpointError, ConfigError), match=message):
+        import_robovlms(tmp_path / "config.json", tmp_path / "model.ckpt", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"type": "DiscreteDecoder", "action_space": "discrete"}, "discrete"),
+        ({"action_space": "down_sample", "down_sample": "pooling", "token_source": "text"}, "token_source"),
+    ],
+)
+def test_heads_that_cannot_be_taken_over_are_said(head: dict[str, Any], message: str, tmp_path: Path) -> None:
+    tree = shape("kosmos")
+    tree["act_head"] |= head
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(CheckpointError, match=message):
         import_robovlms(tmp_path / "config.json", tmp_path / "model.ckpt", tmp_path / "run")
 
 

@@ -99,9 +99,22 @@ def _translate(
     fps = _OXE_FPS.get(mix) if open_x else 30.0 if "Calvin" in str(source.look("train_dataset.type")) else None
     facts = {"family": family, "open_x": open_x, "fps": fps}
     facts |= normalization
-    if family.successor:
-        facts["obstacle"] = family.why_not
+    facts["obstacle"] = facts["obstacle"] or _obstacle(source, family, recipe)
     return recipe, facts
+
+
+def _obstacle(source: Source, family: Family, recipe: dict[str, Any]) -> str | None:
+    """Why the weights cannot be taken over, if so."""
+    model = recipe["model"]
+    if family.successor:
+        return family.why_not
+    if model["head"]["type"] == "discrete":
+        return "discrete: its actions are words of the vocabulary, and here tokens of their own"
+    if model.get("pooling", {"tokens": "all"})["tokens"] != "all":
+        return f"act_head.token_source {source.look('act_head.token_source')!r} pools over other tokens than model.pooling does"
+    if family.name == "PaliGemma" and "resampler" in model:
+        return "its resampler saw features of another scale than PaliGemma's are here"
+    return None
 
 
 def _data(source: Source, open_x: bool) -> dict[str, Any]:
@@ -290,8 +303,8 @@ def _tuning(source: Source, name: str) -> dict[str, Any]:
         "text_embedding": bool(embedding),
     }
     if name == "RoboFlamingo":  # the gated cross-attention layers and the resampler are the connector
-        source.map("train_setup.train_resampler", "tuning.resampler", False)
-        tuning["resampler"] = bool(source.look("train_setup.train_resampler", False))
+        if source.map("train_setup.train_resampler", "tuning.connector", True) is False:
+            source.drop("train_setup.train_resampler", "it is part of the connector, which is trained: tuning.connector")
         full = source.map("train_setup.train_full_decoder", "tuning.language", False)
         tuning["language"] = {"type": "full" if full else "frozen"}
         source.drop("train_setup.freeze_backbone", "read for other models only")
