@@ -258,6 +258,32 @@ def test_interleaved_windows_repeat_the_prompt_with_every_frame(tmp_path: Path) 
     torch.testing.assert_close(original.imported(), expected, atol=1e-5, rtol=0)
 
 
+def test_at_run_time_an_interleaved_run_computes_the_same_from_its_cache(tmp_path: Path) -> None:
+    original = Original(tmp_path, history_type="pre", hand=False)
+    windowed = original.imported()[0]
+    loaded = load_checkpoint(tmp_path / "run")
+    states = [loaded.model.init_state()]
+    for t in range(WINDOW):
+        images = {"rgb_static": original.images["rgb_static"][:, t]}
+        with torch.inference_mode():
+            actions, states = loaded.model.step(images, [loaded.transforms.prompt(INSTRUCTION)], states)
+        torch.testing.assert_close(actions[0, :, :6], windowed[t, :, :6], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["kosmos", "paligemma"])
+def test_padding_changes_nothing(model: str, tmp_path: Path) -> None:
+    original = Original(tmp_path, model=model)
+    original.import_it()
+    loaded = load_checkpoint(tmp_path / "run")
+    prompts = [loaded.transforms.prompt(text) for text in (INSTRUCTION, "stop")]
+    images = torch.stack([original.images[camera][0, 0] for camera in loaded.transforms.cameras])
+    with torch.inference_mode():
+        together = loaded.model.backbone.encode(torch.stack([images, images]), prompts)
+        for i, prompt in enumerate(prompts):
+            alone = loaded.model.backbone.encode(images[None], [prompt])
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
 def test_a_run_is_complete(tmp_path: Path) -> None:
     original = Original(tmp_path)
     done = original.import_it()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from anyvla.importing.robovlms_source import Fate, Source, SourceKey, read_confi
 
 Layout = Literal["native", "robovlms"]
 
+_FLAMINGO_4B = "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct"
 _STATIC, _HAND = "rgb_static", "rgb_gripper"
 _PRECISIONS = {"16": "fp16", "fp16": "fp16", "bf16": "bf16", "32": "fp32", "fp32": "fp32"}
 # control steps per second of what the original trains on, by the name in train_dataset.data_mix
@@ -79,6 +80,8 @@ def _translate(
     if name not in FAMILIES:
         raise source.refuse("robovlm_name", f"no model of RoboVLMs{did_you_mean(str(name), FAMILIES)}")
     family = FAMILIES[name]
+    if name == "RoboFlamingo":
+        family = _flamingo(family, str(source.look("vlm.name")))
     if source.look("parent"):
         source.map("parent", "(its settings are taken over)")
     else:
@@ -103,11 +106,25 @@ def _translate(
     return recipe, facts
 
 
+def _flamingo(family: Family, language: str) -> Family:
+    if language.startswith("mpt_1b"):
+        return replace(
+            family, successor=_FLAMINGO_4B, why_not="its MPT-1B normalises queries and keys, as no MPT of transformers"
+        )
+    if language.startswith("llama"):  # another end of the text
+        return replace(family, prompt=family.prompt.replace("<|endoftext|>", "</s>"))
+    return family
+
+
 def _obstacle(source: Source, family: Family, recipe: dict[str, Any]) -> str | None:
     """Why the weights cannot be taken over, if so."""
     model = recipe["model"]
     if family.successor:
         return family.why_not
+    if family.name == "UForm-Gen":
+        return "its prompt has the word <image> beside the image, and here that word is the image's place"
+    if family.name == "OpenFlamingo" and source.look("use_hand_rgb"):
+        return "the original joins the images of two cameras in one, which OpenFlamingo here does not"
     if model["head"]["type"] == "discrete":
         return "discrete: its actions are words of the vocabulary, and here tokens of their own"
     if model.get("pooling", {"tokens": "all"})["tokens"] != "all":
@@ -144,7 +161,7 @@ def _observation(source: Source, family: Family, layout: Layout, open_x: bool) -
         # in the order of the sequence, which is the other way round in the original
         cameras = [_HAND, _STATIC] if layout == "robovlms" else [_STATIC, _HAND]
     observation: dict[str, Any] = {}
-    if family.own_images or family.successor:
+    if family.own_images:
         name = family.successor or family.name
         source.drop("image_size", f"{name} brings its own size of images, which a recipe takes if it says nothing")
     else:
