@@ -189,7 +189,8 @@ def test_what_is_trained(tmp_path: Path) -> None:
     assert lora == {"type": "lora", "rank": 8, "alpha": 4.0, "dropout": 0.1, "targets": "all-linear"}
     flamingo = tuning("flamingo")
     assert [flamingo[tower]["type"] for tower in ("vision", "connector", "language")] == ["frozen", "full", "frozen"]
-    assert flamingo["resampler"] is True
+    apart = take(tmp_path, "flamingo", train_setup__train_resampler=False)
+    assert "train_setup.train_resampler" in [key.key for key in apart.of("dropped")]
 
 
 def test_the_vision_language_model_is_a_folder_or_a_name_on_the_hub(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def describe(imported: ImportedConfig) -> str:
             continue
         together: dict[str, list[str]] = defaultdict(list)
         for key in keys:
-            together[key.note].append(key.key)
+            shown = key.key if fate == "dead" else f"{key.key} = {json.dumps(key.value, ensure_ascii=False)}"
+            together[key.note].append(shown)
         lines += [f"  {', '.join(names)}: {note}" for note, names in together.items()]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from anyvla.importing.robovlms_source import Fate, Source, SourceKey, read_confi
 
 Layout = Literal["native", "robovlms"]
 
+_FLAMINGO_4B = "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct"
 _STATIC, _HAND = "rgb_static", "rgb_gripper"
 _PRECISIONS = {"16": "fp16", "fp16": "fp16", "bf16": "bf16", "32": "fp32", "fp32": "fp32"}
 # control steps per second of what the original trains on, by the name in train_dataset.data_mix
@@ -79,6 +80,8 @@ def _translate(
     if name not in FAMILIES:
         raise source.refuse("robovlm_name", f"no model of RoboVLMs{did_you_mean(str(name), FAMILIES)}")
     family = FAMILIES[name]
+    if name == "RoboFlamingo":
+        family = _flamingo(family, str(source.look("vlm.name")))
     if source.look("parent"):
         source.map("parent", "(its settings are taken over)")
     else:
@@ -99,9 +102,36 @@ def _translate(
     fps = _OXE_FPS.get(mix) if open_x else 30.0 if "Calvin" in str(source.look("train_dataset.type")) else None
     facts = {"family": family, "open_x": open_x, "fps": fps}
     facts |= normalization
-    if family.successor:
-        facts["obstacle"] = family.why_not
+    facts["obstacle"] = facts["obstacle"] or _obstacle(source, family, recipe)
     return recipe, facts
+
+
+def _flamingo(family: Family, language: str) -> Family:
+    if language.startswith("mpt_1b"):
+        return replace(
+            family, successor=_FLAMINGO_4B, why_not="its MPT-1B normalises queries and keys, as no MPT of transformers"
+        )
+    if language.startswith("llama"):  # another end of the text
+        return replace(family, prompt=family.prompt.replace("<|endoftext|>", "</s>"))
+    return family
+
+
+def _obstacle(source: Source, family: Family, recipe: dict[str, Any]) -> str | None:
+    """Why the weights cannot be taken over, if so."""
+    model = recipe["model"]
+    if family.successor:
+        return family.why_not
+    if family.name == "UForm-Gen":
+        return "its prompt has the word <image> beside the image, and here that word is the image's place"
+    if family.name == "OpenFlamingo" and source.look("use_hand_rgb"):
+        return "the original joins the images of two cameras in one, which OpenFlamingo here does not"
+    if model["head"]["type"] == "discrete":
+        return "discrete: its actions are words of the vocabulary, and here tokens of their own"
+    if model.get("pooling", {"tokens": "all"})["tokens"] != "all":
+        return f"act_head.token_source {source.look('act_head.token_source')!r} pools over other tokens than model.pooling does"
+    if family.name == "PaliGemma" and "resampler" in model:
+        return "its resampler saw features of another scale than PaliGemma's are here"
+    return None
 
 
 def _data(source: Source, open_x: bool) -> dict[str, Any]:
@@ -131,7 +161,7 @@ def _observation(source: Source, family: Family, layout: Layout, open_x: bool) -
         # in the order of the sequence, which is the other way round in the original
         cameras = [_HAND, _STATIC] if layout == "robovlms" else [_STATIC, _HAND]
     observation: dict[str, Any] = {}
-    if family.own_images or family.successor:
+    if family.own_images:
         name = family.successor or family.name
         source.drop("image_size", f"{name} brings its own size of images, which a recipe takes if it says nothing")
     else:
@@ -290,8 +320,8 @@ def _tuning(source: Source, name: str) -> dict[str, Any]:
         "text_embedding": bool(embedding),
     }
     if name == "RoboFlamingo":  # the gated cross-attention layers and the resampler are the connector
-        source.map("train_setup.train_resampler", "tuning.resampler", False)
-        tuning["resampler"] = bool(source.look("train_setup.train_resampler", False))
+        if source.map("train_setup.train_resampler", "tuning.connector", True) is False:
+            source.drop("train_setup.train_resampler", "it is part of the connector, which is trained: tuning.connector")
         full = source.map("train_setup.train_full_decoder", "tuning.language", False)
         tuning["language"] = {"type": "full" if full else "frozen"}
         source.drop("train_setup.freeze_backbone", "read for other models only")

@@ -16,8 +16,9 @@ class Family:
 
     Attributes:
         name: for messages. prompt: what it puts around the instruction. owner: of the model on the hub; None where only the
-        address in ``model_url`` names all of the model. own_images: the model's own preprocessing decides the size of images,
-        not ``image_size``. successor: what a recipe takes where the original cannot be loaded, and why that is so.
+        address in ``model_url`` names all of the model. own_images: the preprocessing of the model, or of its successor,
+        decides the size of images, not ``image_size``. successor: what a recipe takes where the original cannot be loaded,
+        and why that is so.
     """
 
     name: str
@@ -35,6 +36,7 @@ FAMILIES = {
         "LLaVA-MPT",
         "{instruction}",
         "liuhaotian",
+        True,
         successor="llava-hf/llava-1.5-7b-hf",
         why_not="LLaVA-MPT is a model of the package llava, which transformers does not read",
     ),
@@ -42,6 +44,7 @@ FAMILIES = {
         "Qwen-VL",
         "{instruction}",
         "Qwen",
+        True,
         successor="Qwen/Qwen2-VL-2B-Instruct",
         why_not="the first Qwen-VL is remote code, which AnyVLA does not run",
     ),

@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from anyvla.errors import CheckpointError
+from anyvla.models.backbones import moondream, openflamingo
+from anyvla.models.backbones.published import load_strictly
 from anyvla.models.backbones.robovlms import RoboVLMsFamily
 from anyvla.models.vla import VLA
 
@@ -79,8 +81,11 @@ def load_weights(vla: VLA, state: Tensors, where: str) -> list[tuple[str, str]]:
     """
     unused = [(name, "a constant, which is computed") for name in state if _CONSTANTS.search(name)]
     state = {name: tensor for name, tensor in state.items() if not _CONSTANTS.search(name)}
-    backbone = {name.removeprefix("backbone."): state.pop(name) for name in list(state) if name.startswith("backbone.")}
-    unused += [(f"backbone.{name}", why) for name, why in _load_backbone(vla, backbone, where)]
+    if vla.backbone.model.config.model_type == "anyvla_openflamingo":
+        unused += _load_openflamingo(vla, state, where)
+    else:
+        backbone = {name.removeprefix("backbone."): state.pop(name) for name in list(state) if name.startswith("backbone.")}
+        unused += [(f"backbone.{name}", why) for name, why in _load_backbone(vla, backbone, where)]
 
     family = vla.backbone.family
     scale = family.query_scale(vla.backbone.model) if isinstance(family, RoboVLMsFamily) else 1.0
@@ -127,6 +132,9 @@ def _differences(missing: set[str], superfluous: set[str]) -> list[str]:
 def _load_backbone(vla: VLA, state: Tensors, where: str) -> list[tuple[str, str]]:
     """Load the vision-language model; transformers knows the names that its older versions gave to tensors."""
     model = vla.backbone.model
+    if model.config.model_type == "anyvla_moondream":
+        load_strictly(model, moondream.keys_from_published(state), where)
+        return []
     loaded, info = type(model).from_pretrained(
         None,
         config=model.config,
@@ -146,6 +154,22 @@ def _load_backbone(vla: VLA, state: Tensors, where: str) -> list[tuple[str, str]
     _fold_scales(loaded)
     tied = [name for name in state if name.endswith("lm_head.weight") and _is_tied(loaded)]
     return [(name, "the same as the word embedding") for name in tied]
+
+
+def _load_openflamingo(vla: VLA, state: Tensors, where: str) -> list[tuple[str, str]]:
+    """Take the parts of OpenFlamingo out of ``state``, where they lie beside each other, and load them."""
+    unused, parts = [], {}
+    for name in [name for name in state if name.startswith(("backbone.", "model.", "perceiver.", "vision_encoder."))]:
+        tensor = state.pop(name)
+        if name.startswith("model."):
+            unused.append((name, "the same as under backbone."))
+        elif name.startswith("vision_encoder.") and not name.startswith("vision_encoder.visual."):
+            unused.append((name, "CLIP's text tower, or what belongs to it"))
+        else:
+            name = name.replace("vision_encoder.visual.", "vision_encoder.")
+            parts[name.replace("backbone.", "lang_encoder.", 1) if name.startswith("backbone.") else name] = tensor
+    load_strictly(vla.backbone.model, openflamingo.keys_from_published(parts), where)
+    return unused
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -6,6 +6,7 @@ The original builds its sequence by hand and runs the language model on it, caus
 
 ``begin`` is the first token of its prompt and ``end`` the last, whatever they are: it takes for granted that a tokenizer with a
 bos puts it in front, and one with an eos at the end. Nothing stands around images. Each further frame repeats all of this.
+OpenFlamingo, which sees images by cross-attention, has the text alone.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anyvla.errors import CheckpointError
-from anyvla.models.backbones.families import Family, Kosmos2Family, PaliGemmaFamily
+from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.backbones.families import Family, Kosmos2Family, MoondreamFamily, OpenFlamingoFamily, PaliGemmaFamily
 from anyvla.models.backbones.sequence import TokenSequence
 
 
@@ -61,7 +62,31 @@ class RoboVLMsPaliGemma(RoboVLMsFamily, PaliGemmaFamily):
         return float(model.config.text_config.hidden_size) ** 0.5
 
 
+class RoboVLMsMoondream(RoboVLMsFamily, MoondreamFamily):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> None:
+        if model.config.prefix_attention:
+            raise CheckpointError(
+                "layout robovlms belongs to the Moondream of 2024, which is causal throughout: "
+                "set prefix_attention to false in the config.json of the vision-language model"
+            )
+        super().__init__(model, tokenizer, image_size)
+
+
+class RoboVLMsOpenFlamingo(RoboVLMsFamily, OpenFlamingoFamily):
+    """The prompt names the one image that there is; a second camera would share its place."""
+
+    special_tokens = True
+
+    def encode_prompt(self, text: str, images: int) -> list[int]:
+        if images != 1:
+            raise ConfigError(f"layout robovlms of OpenFlamingo takes one camera, not {images}")
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.special_tokens)["input_ids"]
+        return ids
+
+
 LAYOUTS: dict[str, type[RoboVLMsFamily]] = {
+    "anyvla_moondream": RoboVLMsMoondream,
+    "anyvla_openflamingo": RoboVLMsOpenFlamingo,
     "kosmos-2": RoboVLMsKosmos2,
     "paligemma": RoboVLMsPaliGemma,
 }
