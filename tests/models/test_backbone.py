@@ -23,7 +23,7 @@ def _build(
     state_size: int = 0,
     **settings,
 ) -> Backbone:
-    return build_backbone(ModelConfig(backbone=config, **settings), size, definition, state_size)
+    return build_backbone(ModelConfig(backbone=config, **settings), size, definition, state_size=state_size)
 
 
 @pytest.fixture
