@@ -75,7 +75,7 @@ def test_a_tied_weight_stays_one() -> None:
         [],
         ["tuning={vision: {type: lora, rank: 4}, language: {type: last_layers, layers: 1}, text_embedding: true}"],
         ["tuning={connector: {type: frozen}, gradient_checkpointing: true}"],
-        ["model.structure.type=interleaved", "model.queries=2", "observation.state=[a, b, c]"],
+        ["model.structure.type=interleaved", "model.queries=2", "observation.state=[a, b, c]", "observation.mirrored_state=[]"],
         ["model.resampler={depth: 1, latents: 2, heads: 2}", "model.head={type: gpt, hidden: 16, layers: 1}"],
     ],
 )
@@ -96,7 +96,16 @@ def test_what_is_counted_without_weights_is_what_the_real_model_has_and_does(ove
 
 
 def test_the_tokens_of_a_frame_are_counted() -> None:
-    config = load_config("nav-tiny", [*SMALL, "model.queries=2", "observation.state=[a, b, c]", "observation.cameras=[front, hand]"])
+    config = load_config(
+        "nav-tiny",
+        [
+            *SMALL,
+            "model.queries=2",
+            "observation.state=[a, b, c]",
+            "observation.mirrored_state=[]",
+            "observation.cameras=[front, hand]",
+        ],
+    )
     description = describe_model(config)
     assert description.cameras == 2
     tokens = description.tokens
