@@ -152,5 +152,4 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
 
     every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
     tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}
-    unfinished = {("TuningConfig", "quantization")}  # checked, but nothing quantises yet
-    assert every - read - tags - unfinished == set()
+    assert every - read - tags == set()

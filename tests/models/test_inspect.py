@@ -24,13 +24,20 @@ SMALL = [
     "model.head={type: lstm, hidden: 16, layers: 1, trunk: [16]}",
     "training.batch_size=4",
 ]
+STATE = "observation={image_size: [32, 48], state: [x, y, yaw], mirrored_state: [y, yaw]}"
 
 
 def _real(config: Config) -> VLA:
     size = config.observation.image_size
     assert size is not None
     model = build_vla(
-        config.model, NAV2, window=config.actions.window, chunk=config.actions.chunk, image_size=size, bounded=True
+        config.model,
+        NAV2,
+        window=config.actions.window,
+        chunk=config.actions.chunk,
+        image_size=size,
+        bounded=True,
+        state_size=len(config.observation.state or ()),
     )
     apply_tuning(model, config.tuning)
     return model
@@ -75,7 +82,7 @@ def test_a_tied_weight_stays_one() -> None:
         [],
         ["tuning={vision: {type: lora, rank: 4}, language: {type: last_layers, layers: 1}, text_embedding: true}"],
         ["tuning={connector: {type: frozen}, gradient_checkpointing: true}"],
-        ["model.structure.type=interleaved", "model.queries=2", "observation.state=[a, b, c]", "observation.mirrored_state=[]"],
+        ["model.structure.type=interleaved", "model.queries=2", STATE],
         ["model.resampler={depth: 1, latents: 2, heads: 2}", "model.head={type: gpt, hidden: 16, layers: 1}"],
     ],
 )
@@ -96,16 +103,7 @@ def test_what_is_counted_without_weights_is_what_the_real_model_has_and_does(ove
 
 
 def test_the_tokens_of_a_frame_are_counted() -> None:
-    config = load_config(
-        "nav-tiny",
-        [
-            *SMALL,
-            "model.queries=2",
-            "observation.state=[a, b, c]",
-            "observation.mirrored_state=[]",
-            "observation.cameras=[front, hand]",
-        ],
-    )
+    config = load_config("nav-tiny", [*SMALL, "model.queries=2", STATE, "observation.cameras=[front, hand]"])
     description = describe_model(config)
     assert description.cameras == 2
     tokens = description.tokens

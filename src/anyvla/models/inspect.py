@@ -134,7 +134,7 @@ def _build(config: Config) -> VLA:
             chunk=config.actions.chunk,
             image_size=image_size,
             bounded=config.actions.normalization in BOUNDED_KINDS,
-            state_size=len(config.observation.state or []),
+            state_size=len(config.observation.state or ()),
         )
         apply_tuning(vla, config.tuning)
         return vla
