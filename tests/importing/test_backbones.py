@@ -25,7 +25,7 @@ from anyvla.models.backbones.families import family_of
 from anyvla.models.backbones.load import build_backbone, resolve_image_size
 from tests.models import test_moondream, test_openflamingo, test_uform
 from tests.models.own import moondream_config, openflamingo_config, uform_config
-from tests.tiny_models import _FAMILIES, CLIP, HALF, _tokenizer
+from tests.tiny_models import CLIP, HALF, chat_tokenizer
 
 TEXT = "go left now"
 
@@ -316,8 +316,7 @@ def _prompt(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, images
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_uform_chats(generation: int) -> None:
-    # one that puts its bos before other texts, as Llama's does
-    tokenizer = _tokenizer(_FAMILIES["llava"] if generation == 1 else _FAMILIES["llava_onevision"])
+    tokenizer = chat_tokenizer(bos=generation == 1)  # Llama's puts it before other texts
     config = uform_config(generation)
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     expected = (
@@ -344,7 +343,7 @@ def test_moondream_of_june_2025_asks_with_tokens_of_its_own(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_openflamingo_begins_as_its_language_model_does(bos: bool) -> None:
-    tokenizer = _tokenizer(_FAMILIES["llava" if bos else "llava_onevision"])
+    tokenizer = chat_tokenizer(bos)
     config = openflamingo_config()
     config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     expected = (
