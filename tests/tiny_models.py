@@ -89,6 +89,12 @@ def make_tiny(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def chat_tokenizer(bos: bool = False) -> hf.PreTrainedTokenizerFast:
+    """One with the words ``<|im_start|>``, ``<|im_end|>`` and ``<image>``; with ``bos``, one that puts it before a text."""
+    roles = {"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"} | ({"bos_token": "<s>"} if bos else {})
+    return _tokenizer(replace(_FAMILIES["llava_onevision"], roles=roles, names=_IMAGE, bos=bos))
+
+
 def _tokenizer(spec: Family) -> hf.PreTrainedTokenizerFast:
     """A byte-level BPE with the family's special tokens: the tokenizer's roles first, then words, then the rest."""
     first = list(dict.fromkeys(spec.roles.values()))

@@ -195,6 +195,22 @@ def import_robovlms_command(
         print(f"checkpoint: {done.checkpoint}")
 
 
+@app.command("import-backbone")
+def import_backbone_command(
+    family: Annotated[Literal["uform", "moondream", "openflamingo"], typer.Argument()],
+    checkpoint: Annotated[str, typer.Argument(help="published file, folder, or hub name; NAME@REVISION for a revision")],
+    out: Annotated[Path, typer.Option(help="folder to write, for model.backbone.path")],
+    language: Annotated[str | None, typer.Option(help="OpenFlamingo's language model: folder or hub name")] = None,
+    vision: Annotated[str | None, typer.Option(help="OpenFlamingo's CLIP ViT-L/14: file, folder or hub name")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="folder or hub name, where it is not beside the weights")] = None,
+) -> None:
+    """Convert a published UForm-Gen, Moondream or OpenFlamingo, once, to a folder that recipes can name."""
+    from anyvla.importing.backbones import import_backbone
+
+    done = import_backbone(family, checkpoint, out, language=language, vision=vision, tokenizer=tokenizer)
+    print(f"backbone: {done}")
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],

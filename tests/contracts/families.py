@@ -28,7 +28,7 @@ def make_tiny(family: str, folder: Path) -> Path:
     """Write a tiny random model of ``family`` into ``folder``, as a checkpoint lies there."""
     if family not in OWN:
         return tiny_models.make_tiny(family, folder)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_models.chat_tokenizer() if family == "uform" else tiny_tokenizer()
     config = _config(family, {**SMALL, "vocab_size": len(tokenizer)}, tokenizer.convert_tokens_to_ids("<image>"))
     torch.manual_seed(0)
     model = CLASSES[type(config)]._from_config(config)

@@ -576,10 +576,13 @@ class MllamaFamily(Family):
 
 
 class UFormFamily(Family):
-    def encode_prompt(self, text: str, images: int) -> list[int]:
-        chat = "<|im_start|>" in self.tokenizer.get_vocab()  # the second generation speaks Qwen's language
-        self.template = _UFORM_CHAT if chat else "{images}{text}"
-        return super().encode_prompt(text, images)
+    """Both generations chat in the same words; a tokenizer with a bos does not add it to a chat."""
+
+    template = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n {images} {text}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    special_tokens = False
 
 
 class MoondreamFamily(Family):
@@ -587,17 +590,22 @@ class MoondreamFamily(Family):
 
     template = "\n\nQuestion: {text}\n\nAnswer:"
 
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_size: tuple[int, int]) -> None:
+        super().__init__(model, tokenizer, image_size)
+        if "<|md_reserved_0|>" in tokenizer.get_vocab():  # the tokenizer since 2025-06-21 has tokens for this
+            self.template = "<|md_reserved_0|>query<|md_reserved_1|>{text}<|md_reserved_2|><|md_reserved_2|>"
+        self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
     def frame_ids(self, images: int) -> list[int]:
         return [self.placeholder_id] * (self.tokens_per_image * images)
 
     def encode_prompt(self, text: str, images: int) -> list[int]:
         words = self.tokenizer(self.template.replace("{text}", text), add_special_tokens=False)["input_ids"]
-        return [self.tokenizer.bos_token_id, *self.frame_ids(images), *words]
+        return [self.bos_id, *self.frame_ids(images), *words]
 
 
 class OpenFlamingoFamily(Family):
-    template = "{images}{text}"
-    special_tokens = False
+    template = "{images}{text}"  # with what the tokenizer puts before a text: Llama's bos; the others have none
     connector = None
 
     def count_tokens(self) -> int:
@@ -606,12 +614,6 @@ class OpenFlamingoFamily(Family):
     def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
         result = super().inputs(sequence, pixels)
         return result if pixels is None else result | {"image_attention_mask": attended_images(sequence)}
-
-
-_UFORM_CHAT = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
-)
 
 
 def attended_images(sequence: TokenSequence) -> torch.Tensor:

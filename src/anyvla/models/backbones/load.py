@@ -98,14 +98,27 @@ def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
     for register in (register_tiny, register_uform_gen, register_moondream, register_openflamingo):
         register()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # by default it asks, and runs what comes with it
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
         for key in ("image_mean", "image_std"):
             processor[key]
     except (OSError, ValueError, KeyError) as error:
         what = "no folder, and no model of the hub that can be reached" if not Path(path).exists() else repr(error)
+        if family := _published_family(path):
+            what = f"a published {family}; convert it once: anyvla import-backbone {family} {path} --out FOLDER"
         raise CheckpointError(f"{path}: no usable vision-language model: {what}") from error
     return config, processor
+
+
+def _published_family(path: str) -> str | None:
+    """Which of the families that come with code of their own a folder or a model of the hub is, as far as its files say."""
+    if (Path(path) / "checkpoint.pt").exists():
+        return "openflamingo"
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(path)
+    except (OSError, ValueError):
+        return None
+    return {"moondream1": "moondream", "vlm": "uform"}.get(values.get("model_type", ""))
 
 
 def _load(
@@ -115,7 +128,7 @@ def _load(
     family_of(config)
     make = AutoModelForImageTextToText
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         # weights in full precision whatever was stored: training in bf16 computes in bf16, and updates fp32 weights
         if random_weights:
             model = make.from_config(config, dtype=torch.float32)

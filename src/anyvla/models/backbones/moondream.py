@@ -9,6 +9,7 @@ Two lines of weights are published, which differ in names and in attention:
     revisions 2025-01-09 to 2025-06-21 and 0.5B   ``model.vision...``, ``model.text...``; bidirectional over bos and image
     revisions 2024-05-20 to 2024-08-26            ``vision_encoder...``, ``text_model...``; causal throughout
 
+Their words are CodeGen's, until 2025-06-21, whose tokenizer is ``moondream/starmie-v1``: other ids for the same shapes.
 Earlier revisions have another projector, and the 4-bit ones other tensors: the strict load refuses them. What points and
 boxes are read from (``region``) is left out.
 """
@@ -187,6 +188,19 @@ def keys_from_published(state: Tensors) -> dict[str, torch.Tensor]:
     return result
 
 
+def read_published(
+    checkpoint: Path | str | Tensors, config: MoondreamConfig | None = None
+) -> tuple[MoondreamConfig, dict[str, torch.Tensor]]:
+    """``config``, by default 2B or 0.5B of the line that the names of a published checkpoint say, and its tensors."""
+    published = tensors_of(checkpoint)
+    state = keys_from_published(published)
+    if config is None:
+        words = state.get("model.language_model.embed_tokens.weight")
+        config = moondream_0_5b() if words is not None and words.shape[1] == 1024 else MoondreamConfig()
+        config.prefix_attention = not any(name.startswith("text_model.") for name in published)
+    return config, state
+
+
 def load_published(
     checkpoint: Path | str | Tensors, config: MoondreamConfig | None = None
 ) -> MoondreamForConditionalGeneration:
@@ -196,12 +210,7 @@ def load_published(
         CheckpointError: a tensor is missing, superfluous or of another shape.
     """
     where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the checkpoint"
-    published = tensors_of(checkpoint)
-    state = keys_from_published(published)
-    if config is None:
-        words = state.get("model.language_model.embed_tokens.weight")
-        config = moondream_0_5b() if words is not None and words.shape[1] == 1024 else MoondreamConfig()
-        config.prefix_attention = not any(name.startswith("text_model.") for name in published)
+    config, state = read_published(checkpoint, config)
     model = MoondreamForConditionalGeneration(config)
     load_strictly(model, state, where)
     return model

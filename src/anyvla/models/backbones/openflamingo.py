@@ -375,6 +375,37 @@ def keys_from_published(state: Tensors, vision: bool = False) -> dict[str, torch
     return result
 
 
+def read_published(
+    checkpoint: Path | str | Tensors,
+    language: Path | str | Tensors | None = None,
+    vision: Path | str | Tensors | None = None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of the published parts under our names; what the parts are, ``load_published`` says."""
+    state = keys_from_published(tensors_of(vision), vision=True) if vision is not None else {}
+    if language is not None:
+        state |= keys_from_published(tensors_of(language))
+    state |= keys_from_published(tensors_of(checkpoint))  # last: its embeddings have the words <image> and <|endofchunk|>
+    if any(".q_ln." in name for name in state):
+        where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the checkpoint"
+        raise CheckpointError(f"{where}: MPT-1B (norms of queries and keys) is not supported; use the 4B or 9B OpenFlamingo")
+    words, head = state.get("model.language_model.embed_tokens.weight"), state.get("lm_head.weight")
+    if words is not None and head is not None and len(head) < len(words):  # Llama's head never learned the added words
+        state["lm_head.weight"] = nn.functional.pad(head, (0, 0, 0, len(words) - len(head)))
+    return state
+
+
+def layout_of(state: Tensors) -> dict[str, Any]:
+    """What the names and shapes under ``read_published`` say of the settings of ``OpenFlamingoConfig``."""
+    layers = [int(name.split(".")[2]) for name in state if name.startswith("model.cross_attentions.")]
+    resampler = {name.split(".")[3] for name in state if name.startswith("model.resampler.layers.")}
+    latents = state.get("model.resampler.latents")
+    return {
+        "every": min(layers, default=0) + 1,
+        "resampler_layers": len(resampler),
+        "latents": 64 if latents is None else len(latents),
+    }
+
+
 def load_published(
     checkpoint: Path | str | Tensors,
     config: OpenFlamingoConfig,
@@ -391,12 +422,7 @@ def load_published(
         CheckpointError: a tensor is missing, superfluous or of another shape.
     """
     where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the checkpoint"
-    state = keys_from_published(tensors_of(vision), vision=True) if vision is not None else {}
-    if language is not None:
-        state |= keys_from_published(tensors_of(language))
-    state |= keys_from_published(tensors_of(checkpoint))  # last: its embeddings have the words <image> and <|endofchunk|>
-    if any(".q_ln." in name for name in state):
-        raise CheckpointError(f"{where}: MPT-1B (norms of queries and keys) is not supported; use the 4B or 9B OpenFlamingo")
+    state = read_published(checkpoint, language, vision)
     model = OpenFlamingoForConditionalGeneration(config)
     load_strictly(model, state, where)
     return model

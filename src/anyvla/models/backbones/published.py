@@ -36,8 +36,13 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: no readable weights ({error})") from error
+    except UnpicklingError as error:  # its message advises to execute the file
+        problem = "it is damaged, or a pickle of more than tensors, which is never executed"
+        raise CheckpointError(f"{path}: no readable weights: {problem}") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: no readable weights ({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from error
     for wrapper in ("state_dict", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -71,20 +76,21 @@ def split_rows(state: dict[str, torch.Tensor], fused: str, parts: Sequence[str])
             state[name.replace(f".{fused}.", f".{part}.")] = rows
 
 
-def load_strictly(model: nn.Module, state: Tensors, where: str) -> None:
-    """Copy ``state`` into ``model``.
+def check_fit(model: nn.Module, state: Tensors, where: str) -> None:
+    """Whether ``state`` is what ``model``, which may be on the meta device, consists of.
 
     Raises:
         CheckpointError: a tensor is missing, superfluous or of another shape; it names them.
     """
     own = model.state_dict()
-    tied = dict(getattr(model, "all_tied_weights_keys", {}))
+    tied = tied_names(model)
     needed = {name for name in own if name not in tied}
     problems = []
     if missing := sorted(needed - set(state)):
         problems.append(f"missing: {_few(missing)}")
     if unknown := sorted(set(state) - set(own)):
-        problems.append(f"unknown: {_few(unknown)}{did_you_mean(unknown[0], missing)}")
+        near = did_you_mean(unknown[0], missing)
+        problems.append(f"unknown: {_few(unknown)}{near if 'did you mean' in near else ''}")
     for name in sorted(set(own) & set(state)):
         if own[name].shape != state[name].shape:
             problems.append(f"{name}: shape {tuple(state[name].shape)}, the configuration says {tuple(own[name].shape)}")
@@ -93,6 +99,17 @@ def load_strictly(model: nn.Module, state: Tensors, where: str) -> None:
             problems.append(f"{name} differs from {source}, but the configuration ties them (tie_word_embeddings)")
     if problems:
         raise CheckpointError(f"{where}: the weights do not fit the model; " + "; ".join(problems[:6]))
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Tensors that are others under a second name, and which."""
+    return dict(getattr(model, "all_tied_weights_keys", {}))
+
+
+def load_strictly(model: nn.Module, state: Tensors, where: str) -> None:
+    """Copy ``state`` into ``model``; raises as ``check_fit`` does, before anything is changed."""
+    check_fit(model, state, where)
+    own = model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

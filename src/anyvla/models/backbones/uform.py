@@ -219,6 +219,17 @@ def keys_from_published(state: Tensors) -> dict[str, torch.Tensor]:
     return result
 
 
+def read_published(
+    checkpoint: Path | str | Tensors, config: UFormGenConfig | None = None
+) -> tuple[UFormGenConfig, dict[str, torch.Tensor]]:
+    """``config``, by default that of the generation that the latents of a published checkpoint say, and its tensors."""
+    state = keys_from_published(tensors_of(checkpoint))
+    if config is None:
+        latents = state.get(f"{_POOLER}latents")
+        config = uform_gen() if latents is not None and len(latents) == 196 else UFormGenConfig()
+    return config, state
+
+
 def load_published(checkpoint: Path | str | Tensors, config: UFormGenConfig | None = None) -> UFormGenForConditionalGeneration:
     """UForm-Gen from a published file, folder or state dict; without ``config``, of the generation that its latents say.
 
@@ -226,10 +237,7 @@ def load_published(checkpoint: Path | str | Tensors, config: UFormGenConfig | No
         CheckpointError: a tensor is missing, superfluous or of another shape.
     """
     where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the checkpoint"
-    state = keys_from_published(tensors_of(checkpoint))
-    if config is None:
-        latents = state.get(f"{_POOLER}latents")
-        config = uform_gen() if latents is not None and len(latents) == 196 else UFormGenConfig()
+    config, state = read_published(checkpoint, config)
     model = UFormGenForConditionalGeneration(config)
     load_strictly(model, state, where)
     return model
