@@ -16,6 +16,7 @@ from anyvla.models.inspect import _batch, describe_model
 from anyvla.models.tuning import apply_tuning, count_parameters, freeze_unused
 from anyvla.models.vla import VLA, build_vla
 from anyvla.models.weightless import build_weightless, weightless
+from tests.contracts.families import FAMILIES, image_size, make_tiny
 
 SMALL = [
     "observation.image_size=[32, 48]",
@@ -88,8 +89,22 @@ def test_a_tied_weight_stays_one() -> None:
 )
 def test_what_is_counted_without_weights_is_what_the_real_model_has_and_does(overrides: list[str]) -> None:
     config = load_config("nav-tiny", [*SMALL, *overrides])
+    _check(config)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [f if f in ("kosmos2", "qwen2_5_vl", "florence2") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
+)
+def test_every_family_is_counted_without_weights(family: str, tmp_path: Path) -> None:
+    backbone = f"model.backbone={{type: pretrained, path: {make_tiny(family, tmp_path / family)}}}"
+    size = f"observation.image_size={list(image_size(family))}"
+    _check(load_config("nav-tiny", [*SMALL, backbone, size, "tuning.gradient_checkpointing=true"]))
+
+
+def _check(config: Config) -> None:
     description = describe_model(config)
-    model = _real(config)
+    model = _real(config).train()
     batch = _batch(config, model, 4, 1)
     freeze_unused(model, [model(batch)["loss"]])
     assert description.towers == count_parameters(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -84,8 +85,10 @@ def describe_model(config: Config, cameras: int | None = None) -> ModelDescripti
     count = len(config.observation.cameras) if config.observation.cameras else cameras or 1
     precision = config.training.precision
     vla = _build(config)
-    with weightless():
-        freeze_unused(vla, [vla(_batch(config, vla, 1, count))["loss"]])
+    control_flops, control_peak = _control_step(config, vla, count)
+    vla.to(_DTYPES[precision])
+    flops, peak = _training_step(config, vla, 1, count)
+    _, peak_of_two = _training_step(config, vla, 2, count)
     towers = count_parameters(vla)
     parameters = sum(p.numel() for p in vla.parameters())
     layers = quantized_layers(vla.backbone, config.tuning)
@@ -95,10 +98,6 @@ def describe_model(config: Config, cameras: int | None = None) -> ModelDescripti
     if precision != "fp32":
         weights += 2 * (parameters - quantized)  # autocast computes with copies
 
-    control_flops, control_peak = _control_step(config, vla, count)
-    vla.to(_DTYPES[precision])
-    flops, peak = _training_step(config, vla, 1, count)
-    _, peak_of_two = _training_step(config, vla, 2, count)
     batch = config.training.batch_size
     return ModelDescription(
         towers=towers,
@@ -143,11 +142,13 @@ def _build(config: Config) -> VLA:
 
 
 def _training_step(config: Config, vla: VLA, windows: int, cameras: int) -> tuple[int, int]:
-    """FLOPs, and bytes of activations at the peak, of a forward and a backward pass."""
+    """FLOPs, and bytes of activations at the peak, of a forward and a backward pass; freezes what they have no use for."""
     hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in vla.parameters() if p.requires_grad]
     vla.train()
     with weightless() as cost:
-        vla(_batch(config, vla, windows, cameras))["loss"].backward()
+        loss = vla(_batch(config, vla, windows, cameras))["loss"]
+        freeze_unused(vla, [loss])
+        loss.backward()
     for hook in hooks:
         hook.remove()
     return cost.flops, cost.peak
@@ -164,15 +165,20 @@ def _control_step(config: Config, vla: VLA, cameras: int) -> tuple[int, int]:
     batch = _batch(config, vla, 1, cameras)
     images = {camera: frames[:, 0] for camera, frames in batch.images.items()}
     state = None if batch.state is None else batch.state[:, 0]
-    measured = vla.window - vla.keep if vla.interleaved else 1  # a full window begins again, which costs more than going on
+    # where history is in the backbone, a full window begins again at times, which costs more than going on
+    before, measured = (vla.window, vla.window - vla.keep) if vla.interleaved else (0, 1)
+    states = [vla.init_state()]
     with weightless() as cost:
-        states = [vla.init_state()]
-        before = 0
-        for step in range(vla.history + measured):
-            if step == vla.history:
-                before = cost.flops
+        if not vla.interleaved:
+            features = torch.zeros(1, vla.backbone.readouts, vla.backbone.width, device="meta")
+            head: Any = vla.head
+            for _ in range(vla.history - 1):
+                _, states = head.step(features, states)
+        for step in range(before + measured):
+            if step == before:
+                spent = cost.flops
             _, states = vla.step(images, batch.prompts, states, state)
-        return (cost.flops - before) // measured, cost.peak
+        return (cost.flops - spent) // measured, cost.peak
 
 
 def _batch(config: Config, vla: VLA, windows: int, cameras: int) -> Batch:
