@@ -26,6 +26,7 @@ import torch
 from anyvla.config import Config, parse_config
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.objectives.objectives import make_objectives
 from anyvla.models.quantization import plan_quantization, save_in_floating_point
 from anyvla.models.tuning import apply_tuning, merge_lora, without_lora
 from anyvla.models.vla import VLA, build_vla
@@ -62,6 +63,7 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
     if quantization is not None:
         save_in_floating_point(model.backbone.model)
     apply_tuning(model, config.tuning)
+    model.objectives = make_objectives(config.objectives, model.backbone, transforms.cameras, transforms.image_size)
     return model
 
 
