@@ -72,7 +72,7 @@ class FuturePrediction(nn.Module):
         if batch.present is not None:
             chosen = [list(batch.images).index(camera) for camera in self.cameras]
             real = real & batch.present[:, None, chosen, None]
-        hidden = self.draw_mask(pixels)
+        hidden = self.draw_mask(pixels) | ~real[..., None]  # of a frame that does not exist nothing is shown
         deviation = pixels.var(-1, keepdim=True, correction=0).add(1e-6).sqrt()
         target = (pixels - pixels.mean(-1, keepdim=True)) / deviation
         error = (self.predict(features, pixels, hidden).float() - target).square().mean(-1)
