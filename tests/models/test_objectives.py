@@ -307,7 +307,9 @@ def test_an_absent_camera_has_no_influence_on_the_caption() -> None:
     assert (changed(1) - base).abs() > 1e-5
 
 
-@pytest.mark.parametrize("variant", ["model.pooling={tokens: all}", "model.state_size=3", "model.resampler={depth: 1, latents: 2}"])
+@pytest.mark.parametrize(
+    "variant", ["model.pooling={tokens: all}", "model.state_size=3", "model.resampler={depth: 1, latents: 2}"]
+)
 def test_they_go_with_what_stands_around_the_backbone(variant: str) -> None:
     case = _case(*ALL, variant, "model.queries=1")
     state = torch.zeros(2, case.window, 3) if "state_size" in variant else None
