@@ -11,11 +11,12 @@ import pytest
 from anyvla.actions import NAV2
 from anyvla.config import load_config
 from anyvla.data.augment import Augmentation
-from anyvla.data.dataset import WindowDataset, collate
+from anyvla.data.dataset import collate
 from anyvla.data.prepare import PreparedData, prepare_data
 from anyvla.data.sampler import Item
 from anyvla.data.store import FrameStore
 from anyvla.errors import ConfigError
+from tests.conftest import write_episode
 
 PLAIN = "data.augment={}"
 
@@ -61,7 +62,7 @@ def test_a_window_is_augmented_as_it_is_without_them_and_they_with_it(prepare: C
         name, length = on.train.episodes[episode].name, on.train.episodes[episode].length
         frames = on.train._store.read(name, start, min(start + 6, length))
         rng = np.random.default_rng([0, 1, i])
-        whole, _, _ = Augmentation(0.2, 0.3, 0.5, 0.3)(
+        whole, _, _, _ = Augmentation(0.2, 0.3, 0.5, 0.3)(
             frames, on.train.episodes[episode].instruction, np.zeros((1, 2)), NAV2, rng
         )
         count = len(whole["front"]) - 4
@@ -87,18 +88,23 @@ def test_nothing_is_loaded_for_nothing(prepare: Callable[..., PreparedData], mon
     assert read[-1] == 6
 
 
-def test_only_cameras_that_are_predicted_are_loaded_further(prepare: Callable[..., PreparedData]) -> None:
-    data = prepare()
-    frames = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
-
-    class Store:
-        def read(self, _name: str, start: int, stop: int) -> dict[str, np.ndarray]:
-            return {"front": frames[start:stop], "wrist": frames[start:stop]}
-
-    windows = WindowDataset(data.train.episodes, Store(), data.transforms, None, 0, 2, ("wrist",))
-    sample = windows[Item(0, 0)]
-    assert set(sample["future"]) == {"wrist"}
-    assert {len(images) for images in sample["images"].values()} == {4}
+def test_of_each_camera_what_is_wanted_and_black_frames_where_it_is_absent(tiny_overrides: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for i in range(4):
+        rear = {"rear": np.full((9, 8, 8, 3), 200, np.uint8)} if i < 3 else {}
+        write_episode(folder / f"{i}_1box_hori_left.h5", 9, seed=i, further_images=rear)
+    overrides = [*tiny_overrides, f"data.path={folder}", "data.validation=0", "observation.cameras=[front, rear]"]
+    overrides += ["observation.optional_cameras=[rear]", PLAIN, "objectives.future={next: 2, cameras: [rear]}"]
+    windows = prepare_data(load_config("nav-tiny", overrides)).train
+    for i in range(len(windows)):
+        sample = windows[Item(0, i)]
+        assert {len(images) for images in sample["images"].values()} == {4}
+        assert set(sample["future"]) == {"rear"}
+        there = not sample["name"].startswith("3_")
+        assert sample["present"].tolist() == [True, there]
+        assert (sample["future"]["rear"] == (200 if there else 0)).all()
+        assert sample["future"]["rear"].shape == (2, 32, 48, 3)
 
 
 def test_a_camera_that_is_not_there_is_named(prepare: Callable[..., PreparedData]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from anyvla.batch import Batch, TextBatch
-from anyvla.checkpoint import check_example, load_checkpoint, save_model
+from anyvla.checkpoint import build_model, check_example, export_checkpoint, load_checkpoint, save_model
+from anyvla.data.state import fit_state
 from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.inspect import describe_model
 from anyvla.models.objectives.future import FuturePrediction
 from anyvla.policies.policy import Policy
 from tests.contracts.case import PROMPTS, Case
@@ -154,9 +157,24 @@ def test_a_checkpoint_holds_them_and_a_policy_does_without(tmp_path: Path) -> No
     assert all(torch.equal(state[key], value) for key, value in case.model.state_dict().items())
     policy = Policy.load(tmp_path / "checkpoint")
     assert policy._model.objectives is None
+    exported = load_checkpoint(export_checkpoint(tmp_path / "checkpoint", tmp_path / "exported"))
+    assert exported.model.objectives is None
+    assert exported.model.state_dict().keys() == {key for key in state if not key.startswith("objectives.")}
+    assert check_example(exported) == 0
     (tmp_path / "checkpoint" / "config.yaml").write_text(_case().config.to_yaml())
     with pytest.raises(CheckpointError, match="do not fit"):
         load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_they_are_counted_before_training() -> None:
+    on, off = describe_model(_case(*ALL).config), describe_model(_case().config)
+    total, trained = on.towers["objectives"]
+    assert total - trained == _case(*ALL).model.objectives.alignment.words.numel()
+    assert "objectives" not in off.towers
+    assert on.training_flops > 1.5 * off.training_flops
+    assert on.control_flops == off.control_flops
+    assert on.inference == off.inference
+    describe_model(_case("objectives.future={patch: 16, cameras: [wrist]}", "observation.cameras=[front, wrist]").config)
 
 
 def test_a_batch_without_what_is_needed_is_said() -> None:
@@ -307,13 +325,24 @@ def test_an_absent_camera_has_no_influence_on_the_caption() -> None:
     assert (changed(1) - base).abs() > 1e-5
 
 
-@pytest.mark.parametrize(
-    "variant", ["model.pooling={tokens: all}", "model.state_size=3", "model.resampler={depth: 1, latents: 2}"]
-)
+@pytest.mark.parametrize("variant", ["model.pooling={tokens: all}", "model.resampler={depth: 1, latents: 2}"])
 def test_they_go_with_what_stands_around_the_backbone(variant: str) -> None:
     case = _case(*ALL, variant, "model.queries=1")
-    state = torch.zeros(2, case.window, 3) if "state_size" in variant else None
-    case.model(replace(_batch(case), state=state))["loss"].backward()
+    case.model(_batch(case))["loss"].backward()
+
+
+def test_they_go_with_a_state_which_only_the_features_see() -> None:
+    case = _case(*ALL)
+    one = np.ones(1)
+    state = fit_state(["yaw"], {"q01": -one, "q99": one, "min": -one, "max": one})
+    model = build_model(case.config, replace(case.transforms, state=state))
+    parts = []
+    for value in (0.0, 0.9):
+        torch.manual_seed(0)
+        parts.append(model(replace(_batch(case), state=torch.full((2, case.window, 1), value))))
+    changed = {name for name in parts[0] if not torch.equal(parts[0][name], parts[1][name])}
+    assert changed == {"loss", "action", "huber", "future", "alignment"}
+    parts[0]["loss"].backward()
 
 
 def test_mixed_precision_computes_them_in_full_range() -> None:

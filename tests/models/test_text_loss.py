@@ -15,9 +15,13 @@ from anyvla.errors import ConfigError, DataError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.load import build_backbone
 from anyvla.models.objectives.objectives import make_objectives
+from tests.importing.test_robovlms_own_models import write_vlm
+from tests.models.own import SIDE
+from tests.models.own import build as build_own
 from tests.tiny_models import FAMILIES, image_size, make_tiny
 
-WRITING = [family for family in FAMILIES if family != "florence2"]
+OWN = ("uform-2", "moondream-2025", "openflamingo-neox")
+WRITING = [*(family for family in FAMILIES if family != "florence2"), *OWN]
 PROMPTS = ["What?", "Where is the box of which the robot was told? On its left?", "And now?"]
 ANSWERS = ["a box on the left", "yes", "it stops there"]
 PRESENT = torch.tensor([[True], [False], [True]])
@@ -29,10 +33,16 @@ def backbone_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bac
 
     def build(family: str) -> Backbone:
         if family not in made:
-            made[family] = make_tiny(family, tmp_path_factory.mktemp(family))
+            made[family] = tmp_path_factory.mktemp(family)
+            if family in OWN:
+                model = build_own(family).float()
+                write_vlm(made[family], model)
+                model.save_pretrained(made[family])
+            else:
+                make_tiny(family, made[family])
         config = ModelConfig(backbone=PretrainedBackboneConfig(path=str(made[family])))
         torch.manual_seed(0)
-        return build_backbone(config, image_size(family)).eval()
+        return build_backbone(config, (SIDE, SIDE) if family in OWN else image_size(family)).eval()
 
     return build
 

@@ -125,3 +125,20 @@ def test_broken_conversations_are_left_out_and_counted_only_if_asked(overrides: 
         _run(overrides, tmp_path / "run")
     run = _run(overrides, tmp_path / "run", "data.on_bad_episode=skip", "training.steps=2")
     assert "conversations.json[0] (id 0)" in (run / "data.json").read_text()
+
+
+def test_a_pretrained_model_learns_words_through_lora_and_checkpointing(
+    overrides: list[str], llava_folder: Path, tmp_path: Path
+) -> None:
+    run = _run(
+        [setting for setting in overrides if not setting.startswith("model.backbone")],
+        tmp_path / "run",
+        f"model.backbone={{type: pretrained, path: {llava_folder}}}",
+        "observation.image_size=[28,28]",
+        "objectives.future.patch=7",
+        "tuning={language: {type: lora, rank: 4}, vision: {type: frozen}, gradient_checkpointing: true}",
+        "training.steps=12",
+        "training.learning_rate=0.02",
+    )
+    lines = [line for line in _lines(run) if "loss" in line]
+    assert lines[-1]["loss/caption"] < 0.8 * lines[0]["loss/caption"]

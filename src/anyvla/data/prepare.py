@@ -34,7 +34,7 @@ class PreparedData:
     conversations: ConversationDataset | None = None
 
     def fingerprint(self) -> str:
-        """Of what is trained on: names, lengths, sentences, actions, states, cameras of the training episodes; conversations."""
+        """Of names, lengths, sentences, actions, states and cameras of the training episodes, and of conversations."""
         digest = hashlib.sha256()
         for episode in self.train.episodes:
             digest.update(f"{episode.name} {episode.length} {episode.instruction}\n".encode())

@@ -150,7 +150,7 @@ class Backbone(nn.Module):
         end = [self.tokenizer.eos_token_id]
         tails = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] + end for answer in answers]
         for answer, tail in zip(answers, tails, strict=True):
-            if any(map(self.family.is_placeholder, tail)):
+            if any(self.family.placeholders(tail)):
                 raise self.family.prompt_error(answer)
         if present is None:
             present = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
