@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from anyvla.data.writers import write_mobile_h5
 
@@ -27,6 +29,26 @@ def write_episode(path: Path, length: int = 18, size: tuple[int, int] = (36, 64)
         "fps": 2.5,
     } | changes
     write_mobile_h5(path, **arguments)
+    return path
+
+
+def write_conversations(folder: Path, count: int = 6, seed: int = 0) -> Path:
+    """A JSON file of conversations in LLaVA's manner, two questions each, every third of them without an image."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    entries = []
+    for i in range(count):
+        number = int(rng.integers(100))
+        values = ["What is the number?", f"It is {number}.", "Is it even?", "Yes." if number % 2 == 0 else "No."]
+        entry: dict[str, object] = {"id": i}
+        if i % 3 < 2:
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            entry["image"] = f"{i}.png"
+            values[0] = f"<image>\n{values[0]}"
+        entry["conversations"] = [{"from": ("human", "gpt")[j % 2], "value": value} for j, value in enumerate(values)]
+        entries.append(entry)
+    path = folder / "conversations.json"
+    path.write_text(json.dumps(entries))
     return path
 
 

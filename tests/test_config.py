@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from anyvla.config import Config, Settings, json_schema, load_config, parse_config, recipe_names
 from anyvla.errors import ConfigError
-from tests.conftest import write_episode
+from tests.conftest import write_conversations, write_episode
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -39,6 +39,10 @@ def test_every_recipe_is_complete_and_survives_saving(name: str) -> None:
         ("observation.image_size=[64]", "observation.image_size.1: Field required"),
         ("model.structure.type=one_step", "actions.window=1"),
         ("policy.execution={type: receding, steps: 11}", "more than actions.chunk 10"),
+        ("objectives.caption.wait=0.1", "objectives.caption.wait: unknown key; did you mean 'weight'"),
+        ("objectives.caption.weight=0", "objectives.caption.weight: input should be greater than 0"),
+        ("objectives.conversations.weight=0.1", "objectives.conversations.path: Field required"),
+        ("objectives.future.masked.ratio=1", "objectives.future.masked.ratio: input should be less than 1"),
         ("training", "not of the form key.path=value"),
         ("training.steps.x=3", "'steps' is no section"),
         ("training.steps=[", "not valid YAML"),
@@ -114,6 +118,12 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
         rear = np.zeros((9, 8, 8, 3), np.uint8)
         write_episode(path, 9, states=np.zeros((9, 1)), state_names=["yaw"], further_images={"rear": rear})
     overrides = [*tiny_overrides, f"data.path={folder}", "observation.cameras=[front]", "training.steps=2", "training.warmup=1"]
+    objectives = [
+        "objectives.caption={}",
+        f"objectives.conversations={{path: {write_conversations(tmp_path / 'talk')}}}",
+        "objectives.future={hidden: 8, masked: {ratio: 0.5}}",
+        "objectives.alignment={}",
+    ]
     for i, changes in enumerate(
         [
             ["policy.execution.type=ensemble", "model.head.layers=2", "tuning.vision.type=lora"],
@@ -123,7 +133,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
                 "model.head={type: fc, hidden: 8, trunk: [8]}",
                 "tuning.language={type: last_layers, layers: 1}",
             ],
-            ["model.structure.type=interleaved", "model.head={type: discrete, bins: 8}"],
+            ["model.structure.type=interleaved", "model.head={type: discrete, bins: 8}", *objectives],
             ["model.pooling.tokens=text", "model.resampler={depth: 1, latents: 2, heads: 1}"],
             [
                 "observation={state: [yaw], mirrored_state: [yaw], optional_cameras: [rear], image_size: [32, 48]}",

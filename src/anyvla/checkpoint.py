@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from anyvla.config import Config, parse_config
+from anyvla.config import Config, ObjectivesConfig, parse_config
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
+from anyvla.models.objectives.objectives import make_objectives
 from anyvla.models.quantization import plan_quantization, save_in_floating_point
 from anyvla.models.tuning import apply_tuning, merge_lora, without_lora
 from anyvla.models.vla import VLA, build_vla
@@ -62,6 +63,7 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
     if quantization is not None:
         save_in_floating_point(model.backbone.model)
     apply_tuning(model, config.tuning)
+    model.objectives = make_objectives(config.objectives, model.backbone, transforms.cameras, transforms.image_size)
     return model
 
 
@@ -106,7 +108,9 @@ def load_checkpoint(path: Path, which: Which = "last", device: str | torch.devic
 
 
 def export_checkpoint(path: Path, out: Path, which: Which = "last") -> Path:
-    """Write the ``which`` checkpoint of ``path`` to the new folder ``out`` with LoRA merged: it loads without PEFT; returns it.
+    """Write the ``which`` checkpoint of ``path`` to the new folder ``out`` as a policy needs it; returns ``out``.
+
+    LoRA is merged, so that it loads without PEFT; what only training needs (the optimiser, auxiliary objectives) is left out.
 
     Raises:
         CheckpointError: ``path`` is no checkpoint, or ``out`` exists.
@@ -114,7 +118,8 @@ def export_checkpoint(path: Path, out: Path, which: Which = "last") -> Path:
     if out.exists():
         raise CheckpointError(f"{out} exists already; export writes a new folder")
     loaded = load_checkpoint(path, which)
-    config = loaded.config.model_copy(update={"tuning": without_lora(loaded.config.tuning)})
+    loaded.model.objectives = None
+    config = loaded.config.model_copy(update={"tuning": without_lora(loaded.config.tuning), "objectives": ObjectivesConfig()})
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_model(partial, config, loaded.transforms, merge_lora(loaded.model))

@@ -46,7 +46,7 @@ class Augmentation:
 
         Inputs stay as they are; a camera that is left out is no longer in the dictionary.
         """
-        mirrored = mirror_text(instruction) if rng.random() < self.mirror else None
+        mirrored = self.mirrored(instruction, rng)
         if mirrored is not None:
             images = {camera: frames[:, :, ::-1] for camera, frames in images.items()}
             instruction = mirrored
@@ -61,6 +61,10 @@ class Augmentation:
         if self.drop_camera > 0:
             images = drop_cameras(images, self.optional_cameras, self.drop_camera, rng)
         return images, instruction, actions, state
+
+    def mirrored(self, instruction: str, rng: np.random.Generator) -> str | None:
+        """The instruction of a mirrored window; None if the first draw of ``rng`` or the words leave it as it is."""
+        return mirror_text(instruction) if rng.random() < self.mirror else None
 
 
 def drop_cameras(

@@ -12,6 +12,7 @@ from anyvla.actions import Windows, chunk_targets
 from anyvla.batch import Batch
 from anyvla.data.augment import Augmentation
 from anyvla.data.episode import Episode
+from anyvla.data.prompts import make_prompt
 from anyvla.data.sampler import Item
 from anyvla.data.store import FrameStore
 from anyvla.data.transforms import Transforms
@@ -29,13 +30,17 @@ class WindowDataset:
         transforms: Transforms,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        future: int = 0,
+        future_cameras: Sequence[str] = (),
     ) -> None:
+        """``future``: N, frames of ``future_cameras`` behind each window that are loaded with it."""
         self.episodes = list(episodes)
         self.windows = Windows([episode.length for episode in episodes], transforms.window)
         self._store = store
         self._transforms = transforms
         self._augmentation = augmentation
         self._seed = seed
+        self._future = dict.fromkeys(future_cameras, future)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -43,57 +48,71 @@ class WindowDataset:
     def __getitem__(self, item: Item) -> Sample:
         """The window at ``item``:
 
-        images camera -> (H, h, w, 3) uint8, prompt str, actions (H, L, A) float32 normalised, mask (H, L) bool, name str,
-        present (C,) bool, and state (H, S) float32 normalised or None. An absent camera has black frames.
+        images camera -> (H, h, w, 3) uint8, prompt and caption str, actions (H, L, A) float32 normalised, mask (H, L) bool,
+        name str, present (C,) bool, and state (H, S) float32 normalised or None. An absent camera has black frames.
+        If frames behind the window are wanted: future camera -> (N, h, w, 3) uint8 and future_mask (N,) bool.
         """
         transforms = self._transforms
         index, start = self.windows[item.index]
         episode = self.episodes[index]
-        stop = min(start + transforms.window, episode.length)
-        stored = self._store.read(episode.name, start, stop)
-        images = {camera: stored[camera] for camera in transforms.cameras if camera in episode.cameras}
+        window, ahead = transforms.window, max(self._future.values(), default=0)
+        stop = min(start + window, episode.length)
+        stored = self._store.read(episode.name, start, min(start + window + ahead, episode.length))
+        lengths = {camera: window + self._future.get(camera, 0) for camera in transforms.cameras}
+        images = {camera: stored[camera][:length] for camera, length in lengths.items() if camera in episode.cameras}
         state = None if episode.state is None else episode.state[start:stop]
         actions, mask = chunk_targets(episode.actions, start, transforms.window, transforms.chunk)
-        instruction = episode.instruction
+        instruction = caption = episode.instruction
         if self._augmentation is not None:
-            rng = np.random.default_rng([self._seed, item.epoch, item.index])
+            draws = [self._seed, item.epoch, item.index]
+            caption = self._augmentation.mirrored(instruction, np.random.default_rng(draws)) or instruction
+            rng = np.random.default_rng(draws)
             images, instruction, actions, state = self._augmentation(images, instruction, actions, transforms.spec, rng, state)
-        absent = np.zeros((stop - start, *transforms.image_size, 3), dtype=np.uint8)
-        return {
-            "images": {camera: _pad_window(images.get(camera, absent), transforms.window) for camera in transforms.cameras},
+        absent = np.zeros((1, *transforms.image_size, 3), dtype=np.uint8)
+        frames = {camera: _pad(images.get(camera, absent), length) for camera, length in lengths.items()}
+        sample = {
+            "images": {camera: frames[camera][:window] for camera in transforms.cameras},
             "present": np.array([camera in images for camera in transforms.cameras]),
-            "state": transforms.normalize_state(
-                None if state is None else _pad_window(state, transforms.window), transforms.window
-            ),
+            "state": transforms.normalize_state(None if state is None else _pad(state, window), window),
             "prompt": transforms.prompt(instruction),
+            "caption": make_prompt(caption),
             "actions": transforms.normalizer.normalize(actions),
             "mask": mask,
             "name": f"{episode.name}@{start}",
         }
+        if ahead:
+            sample["future"] = {camera: frames[camera][window:] for camera in self._future}
+            sample["future_mask"] = start + window + np.arange(ahead) < episode.length
+        return sample
 
     def __getitems__(self, items: list[Item]) -> list[Sample]:
         return [self[item] for item in items]
 
 
-def _pad_window(frames: np.ndarray, window: int) -> np.ndarray:
-    """Repeat the last frame (or state) of an episode shorter than the window; the mask says which steps are real."""
-    return frames[np.minimum(np.arange(window), len(frames) - 1)] if len(frames) < window else frames
+def _pad(frames: np.ndarray, length: int) -> np.ndarray:
+    """Repeat the last frame (or state) where the episode has no more; the mask says which steps are real."""
+    return frames[np.minimum(np.arange(length), len(frames) - 1)] if len(frames) < length else frames
 
 
 def collate(samples: list[Sample]) -> Batch:
     """B samples -> Batch, with images as (B, H, 3, h, w)."""
-    cameras = samples[0]["images"]
     present = torch.from_numpy(np.stack([sample["present"] for sample in samples]))
     stateless = samples[0]["state"] is None
+    has_future = "future" in samples[0]
     return Batch(
-        images={
-            camera: torch.from_numpy(np.stack([sample["images"][camera] for sample in samples])).permute(0, 1, 4, 2, 3)
-            for camera in cameras
-        },
+        images=_stack_frames([sample["images"] for sample in samples]),
         prompts=[sample["prompt"] for sample in samples],
         actions=torch.from_numpy(np.stack([sample["actions"] for sample in samples])),
         action_mask=torch.from_numpy(np.stack([sample["mask"] for sample in samples])),
         names=[sample["name"] for sample in samples],
         state=None if stateless else torch.from_numpy(np.stack([sample["state"] for sample in samples])),
         present=None if present.all() else present,
+        captions=[sample["caption"] for sample in samples],
+        future=_stack_frames([sample["future"] for sample in samples]) if has_future else None,
+        future_mask=torch.from_numpy(np.stack([sample["future_mask"] for sample in samples])) if has_future else None,
     )
+
+
+def _stack_frames(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """B x camera -> (T, h, w, 3)  becomes  camera -> (B, T, 3, h, w)."""
+    return {camera: torch.from_numpy(np.stack([row[camera] for row in rows])).permute(0, 1, 4, 2, 3) for camera in rows[0]}

@@ -10,8 +10,9 @@ import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, fit_normalizer
 from anyvla.actions.spec import action_spec
-from anyvla.config import ActionsConfig, Config, DataConfig, OnBadEpisode
+from anyvla.config import ActionsConfig, Config, DataConfig, FutureConfig, OnBadEpisode
 from anyvla.data.augment import Augmentation
+from anyvla.data.conversations import ConversationDataset, load_conversations
 from anyvla.data.dataset import WindowDataset
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.sources.mobile_h5 import MobileH5Source
@@ -24,15 +25,16 @@ from anyvla.errors import ConfigError, DataError, did_you_mean
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Training and validation windows, the transforms fitted on the former, and what was left out."""
+    """Training and validation windows, the transforms fitted on the former, what was left out, and conversations beside."""
 
     train: WindowDataset
     validation: WindowDataset | None
     transforms: Transforms
     problems: list[Problem]
+    conversations: ConversationDataset | None = None
 
     def fingerprint(self) -> str:
-        """Of what is trained on: names, lengths, sentences, actions, states and cameras of the training episodes."""
+        """Of names, lengths, sentences, actions, states and cameras of the training episodes, and of conversations."""
         digest = hashlib.sha256()
         for episode in self.train.episodes:
             digest.update(f"{episode.name} {episode.length} {episode.instruction}\n".encode())
@@ -40,6 +42,8 @@ class PreparedData:
             if episode.state is not None:
                 digest.update(np.ascontiguousarray(episode.state).tobytes())
             digest.update(" ".join(c for c in self.transforms.cameras if c not in episode.cameras).encode())
+        if self.conversations is not None:
+            digest.update(self.conversations.fingerprint().encode())
         return digest.hexdigest()[:16]
 
     def summary(self) -> dict[str, object]:
@@ -48,6 +52,7 @@ class PreparedData:
             "training_episodes": len(self.train.episodes),
             "training_windows": len(self.train),
             "validation_episodes": len(self.validation.episodes) if self.validation else 0,
+            "conversation_answers": len(self.conversations) if self.conversations else 0,
             "skipped": [{"episode": problem.episode, "reason": problem.reason} for problem in self.problems],
         }
 
@@ -64,7 +69,7 @@ def prepare_data(config: Config) -> PreparedData:
 
     Raises:
         DataError: the data cannot be used; see the source and the store.
-        ConfigError: a camera that the data lack, or that a policy would never learn to do without; no data.path.
+        ConfigError: a camera that the data or the model lack, or that a policy would never learn to do without; no data.path.
     """
     image_size = config.observation.image_size
     if image_size is None:
@@ -120,11 +125,20 @@ def prepare_data(config: Config) -> PreparedData:
         optional,
         tuple(-1.0 if name in mirrored else 1.0 for name in state_names),
     )
+    conversations: ConversationDataset | None = None
+    broken: list[Problem] = []
+    if config.objectives.conversations is not None:
+        conversations, broken = load_conversations(
+            config.objectives.conversations, image_size, config.observation.fit, config.data.on_bad_episode
+        )
+    # held-out windows measure actions only: frames ahead of them are not loaded
+    ahead, ahead_cameras = _frames_ahead(config.objectives.future, cameras)
     return PreparedData(
-        WindowDataset(training, store, transforms, augmentation, config.seed),
+        WindowDataset(training, store, transforms, augmentation, config.seed, ahead, ahead_cameras),
         WindowDataset(held_out, store, transforms) if held_out else None,
         transforms,
-        [*source.problems, *incomplete, *unreadable],
+        [*source.problems, *incomplete, *unreadable, *broken],
+        conversations,
     )
 
 
@@ -154,6 +168,16 @@ def _without_cameras(
             )
         problems.append(Problem(episode.name, reason))
     return problems
+
+
+def _frames_ahead(config: FutureConfig | None, cameras: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    """How many frames behind each window are to be predicted, and of which cameras."""
+    if config is None:
+        return 0, ()
+    for camera in config.cameras or ():
+        if camera not in cameras:
+            raise ConfigError(f"objectives.future.cameras: the model has no camera {camera!r}{did_you_mean(camera, cameras)}")
+    return config.next, tuple(config.cameras or cameras)
 
 
 def split_episodes(episodes: Sequence[Episode], fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:

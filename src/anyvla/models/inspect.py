@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from anyvla.actions.normalize import BOUNDED_KINDS
 from anyvla.actions.spec import action_spec
-from anyvla.batch import Batch
+from anyvla.batch import Batch, TextBatch
 from anyvla.config import Config, PretrainedBackboneConfig
 from anyvla.models.backbones.load import resolve_image_size
+from anyvla.models.objectives.objectives import make_objectives
 from anyvla.models.quantization import BYTES, quantized_layers
 from anyvla.models.tuning import apply_tuning, count_parameters, freeze_unused
 from anyvla.models.vla import VLA, build_vla
@@ -26,7 +27,7 @@ class ModelDescription:
     """Of one process; FLOPs count a multiplication and an addition as two, memory is in bytes.
 
     Attributes:
-        towers: vision, connector, language, head -> parameters, and those that are trained.
+        towers: vision, connector, language, head, objectives if any are on -> parameters, and those that are trained.
         tokens: visual, text, state, query -> how many the language model gets with one frame and ``instruction``.
         windows, frames: in one training step; ``frames`` of each window.
         training_flops: of one optimiser step. control_flops: of one control step, in the mean, with a full history.
@@ -84,7 +85,7 @@ def describe_model(config: Config, cameras: int | None = None) -> ModelDescripti
     config = resolve_image_size(config)
     count = len(config.observation.cameras) if config.observation.cameras else cameras or 1
     precision = config.training.precision
-    vla = _build(config)
+    vla = _build(config, count)
     control_flops, control_peak = _control_step(config, vla, count)
     vla.to(_DTYPES[precision])
     flops, peak = _training_step(config, vla, 1, count)
@@ -98,6 +99,7 @@ def describe_model(config: Config, cameras: int | None = None) -> ModelDescripti
     if precision != "fp32":
         weights += 2 * (parameters - quantized)  # autocast computes with copies
 
+    of_training_alone = sum(p.numel() for p in vla.objectives.parameters()) if vla.objectives is not None else 0
     batch = config.training.batch_size
     return ModelDescription(
         towers=towers,
@@ -113,12 +115,12 @@ def describe_model(config: Config, cameras: int | None = None) -> ModelDescripti
         gradients=4 * trained,
         moments=8 * trained,
         activations=peak + (batch - 1) * (peak_of_two - peak),
-        inference=4 * parameters + control_peak,
+        inference=4 * (parameters - of_training_alone) + control_peak,
     )
 
 
-def _build(config: Config) -> VLA:
-    """The model without weights, with its tuning."""
+def _build(config: Config, cameras: int) -> VLA:
+    """The model without weights, with its tuning and its objectives."""
     backbone = config.model.backbone
     if isinstance(backbone, PretrainedBackboneConfig):
         backbone = backbone.model_copy(update={"random_weights": True})
@@ -136,6 +138,7 @@ def _build(config: Config) -> VLA:
             state_size=len(config.observation.state or ()),
         )
         apply_tuning(vla, config.tuning)
+        vla.objectives = make_objectives(config.objectives, vla.backbone, _camera_names(config, cameras), image_size)
         return vla
 
     return build_weightless(build)
@@ -181,17 +184,37 @@ def _control_step(config: Config, vla: VLA, cameras: int) -> tuple[int, int]:
         return (cost.flops - spent) // measured, cost.peak
 
 
+def _camera_names(config: Config, count: int) -> list[str]:
+    """Names for ``count`` cameras, those that the recipe names among them."""
+    future = config.objectives.future
+    known = config.observation.cameras or (future and future.cameras) or []
+    return [*known, *map(str, range(count))][: max(count, len(known))]
+
+
 def _batch(config: Config, vla: VLA, windows: int, cameras: int) -> Batch:
     frames, chunk, actions = config.actions.window, config.actions.chunk, len(action_spec(config.actions.spec))
     size = vla.backbone.state_size
-    return Batch(
-        images={str(i): torch.zeros(windows, frames, 3, *vla.backbone.image_size, dtype=torch.uint8) for i in range(cameras)},
+    names, image = _camera_names(config, cameras), (3, *vla.backbone.image_size)
+    future, talk = config.objectives.future, config.objectives.conversations
+    batch = Batch(
+        images={name: torch.zeros(windows, frames, *image, dtype=torch.uint8) for name in names},
         prompts=[config.observation.prompt.replace("{instruction}", INSTRUCTION)] * windows,
         actions=torch.zeros(windows, frames, chunk, actions),
         action_mask=torch.ones(windows, frames, chunk, dtype=torch.bool),
         names=[""] * windows,
         state=torch.zeros(windows, frames, size) if size else None,
+        captions=[INSTRUCTION] * windows,
     )
+    if future is not None:
+        ahead = {name: torch.zeros(windows, future.next, *image, dtype=torch.uint8) for name in future.cameras or names}
+        batch = replace(batch, future=ahead, future_mask=torch.ones(windows, future.next, dtype=torch.bool))
+    if talk is not None:
+        # as many conversations a window as in training, at least one, each as long as the instruction
+        count = max(1, round(windows * talk.batch_size / config.training.batch_size))
+        texts = [INSTRUCTION] * count
+        pixels, present = torch.zeros(count, *image, dtype=torch.uint8), torch.ones(count, dtype=torch.bool)
+        batch = replace(batch, text=TextBatch(pixels, present, texts, texts, texts))
+    return batch
 
 
 def _tokens(config: Config, vla: VLA, cameras: int) -> dict[str, int]:

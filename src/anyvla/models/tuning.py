@@ -203,8 +203,10 @@ def freeze_unused(vla: VLA, outputs: Sequence[torch.Tensor]) -> list[str]:
 
 
 def count_parameters(vla: VLA) -> dict[str, tuple[int, int]]:
-    """Tower -> number of parameters, and of those that are trained; ``head`` is one of them."""
+    """Tower -> number of parameters, and of those that are trained; also of ``head``, and of ``objectives`` if any are on."""
     towers = {**vla.backbone.towers(), "head": list(vla.head.parameters())}
+    if vla.objectives is not None:
+        towers["objectives"] = list(vla.objectives.parameters())
     return {
         name: (sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad))
         for name, parameters in towers.items()

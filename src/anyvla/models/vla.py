@@ -21,6 +21,7 @@ from anyvla.models.backbones.load import build_backbone
 from anyvla.models.heads.base import Head
 from anyvla.models.heads.discrete import DiscreteHead
 from anyvla.models.heads.make import make_head
+from anyvla.models.objectives.objectives import Objectives
 
 StructureConfig = OneStepConfig | InterleavedConfig | PolicyHeadConfig
 Images = dict[str, torch.Tensor]
@@ -38,6 +39,7 @@ class VLA(nn.Module, ABC):
     def __init__(self, backbone: Backbone, structure: StructureConfig, window: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.objectives: Objectives | None = None  # what is trained beside the actions
         self.interleaved = isinstance(structure, InterleavedConfig)
         self.window = window
         keep = structure.keep if isinstance(structure, InterleavedConfig) else None
@@ -48,13 +50,18 @@ class VLA(nn.Module, ABC):
     def history(self) -> int:
         """Steps that the model looks back on at run time: 1 if each step stands alone."""
 
-    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What training minimises, as ``loss``, and its parts by name."""
+        features, losses = self.action_losses(batch)
+        return losses if self.objectives is None else self.objectives(self.backbone, features, batch, losses)
+
+    @abstractmethod
+    def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The features (B, H, Q, D) of the windows; and the loss of the actions, as ``loss``, and its parts by name."""
 
     @abstractmethod
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Losses as in training, and what ``predict`` gives."""
+        """Losses of the actions as in training, and what ``predict`` gives."""
 
     @abstractmethod
     def predict(
@@ -118,12 +125,14 @@ class ContinuousVLA(VLA):
     def history(self) -> int:
         return self.window if self.interleaved else self.head.history
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self._losses(self.features(batch.images, batch.prompts, batch.state, batch.present), batch)
+    def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        features = self.features(batch.images, batch.prompts, batch.state, batch.present)
+        loss, parts = self.head.loss(features, batch.actions, batch.action_mask)
+        return features, {"loss": loss, **parts}
 
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        features = self.features(batch.images, batch.prompts, batch.state, batch.present)
-        return self._losses(features, batch), self.head.sample(features)
+        features, losses = self.action_losses(batch)
+        return losses, self.head.sample(features)
 
     def predict(
         self,
@@ -153,10 +162,6 @@ class ContinuousVLA(VLA):
             present=None if present is None else present.repeat_interleave(window, dim=0),
         )
         return features[:, 0].unflatten(0, (batch, window))
-
-    def _losses(self, features: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        loss, parts = self.head.loss(features, batch.actions, batch.action_mask)
-        return {"loss": loss, **parts}
 
     def init_state(self) -> Any:
         return Context() if self.interleaved else self.head.init_state()
@@ -194,7 +199,7 @@ class DiscreteVLA(VLA):
     def history(self) -> int:
         return self.window if self.interleaved else 1
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Teacher forcing: all action tokens in one pass, each predicted from what stands before it."""
         mask = batch.action_mask[:, -1]
         tokens = self.head.tokens(batch.actions[:, -1], mask)
@@ -204,10 +209,10 @@ class DiscreteVLA(VLA):
         )
         hidden = torch.cat([features[:, -1, -1:], suffix], dim=1)
         loss = self.head.token_loss(hidden, tokens, mask)
-        return {"loss": loss, "cross_entropy": loss}
+        return features, {"loss": loss, "cross_entropy": loss}
 
     def evaluate(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        return self.forward(batch), self.predict(batch.images, batch.prompts, batch.state, batch.present)
+        return self.action_losses(batch)[1], self.predict(batch.images, batch.prompts, batch.state, batch.present)
 
     def predict(
         self,

@@ -100,6 +100,7 @@ class Policy:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded: Checkpoint = load_checkpoint(Path(path), checkpoint, device)
+        loaded.model.objectives = None  # what only training needs
         config = loaded.config.policy
         return cls(loaded.model, loaded.transforms, config.model_copy(update={"execution": execution}) if execution else config)
 

@@ -8,8 +8,9 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from anyvla.checkpoint import (
     write_atomically,
 )
 from anyvla.config import Config, parse_config
+from anyvla.data.conversations import ConversationDataset
 from anyvla.data.dataset import WindowDataset, collate
 from anyvla.data.prepare import PreparedData, prepare_data
 from anyvla.data.sampler import Item, WindowSampler
@@ -48,6 +50,7 @@ from anyvla.training.tracking import MetricsFile
 _MAY_CHANGE = {
     "out", "data.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
     "training.save_every", "training.trackers", "training.validation_windows", "tuning.gradient_checkpointing",
+    "objectives.conversations.path", "objectives.conversations.images",
 }  # fmt: skip
 
 _SHORT = {"learning_rate": "lr", "grad_norm": "grad", "frames_per_second": "frames/s"}  # names in the lines for people
@@ -80,7 +83,7 @@ def train(config: Config, resume: bool = False) -> Path:
     data = prepare_data(config)
     torch.manual_seed(config.seed)
     model = build_model(config, data.transforms)
-    _freeze_unused(model, data.train, accelerator)
+    _freeze_unused(model, data, accelerator)
     optimizer = make_optimizer(model, config.training, config.tuning)
     sampler = WindowSampler(
         len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
@@ -127,11 +130,14 @@ def _make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def _freeze_unused(model: VLA, dataset: WindowDataset, accelerator: Accelerator) -> None:
+def _freeze_unused(model: VLA, data: PreparedData, accelerator: Accelerator) -> None:
     """Freeze what the training computes nothing with, found by one forward pass of one window that leaves no trace."""
     if accelerator.distributed_type != DistributedType.FSDP:  # which shards the model before it goes to the device
         model.to(accelerator.device)
-    batch = collate([dataset[Item(0, 0)]]).to(next(model.parameters()).device)
+    batch = collate([data.train[Item(0, 0)]])
+    if data.conversations is not None:
+        batch = replace(batch, text=data.conversations.collate([data.conversations[Item(0, 0)]]))
+    batch = batch.to(next(model.parameters()).device)
     with torch.random.fork_rng():
         freeze_unused(model, [model(batch)["loss"]])
 
@@ -178,6 +184,7 @@ def _say_start(model: VLA, data: PreparedData, accelerator: Accelerator) -> None
         f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained ({sizes}) on {accelerator.device}\n"
         f"data:  {len(data.train.episodes)} episodes, {len(data.train)} windows; "
         f"{len(data.validation.episodes) if data.validation else 0} episodes held out; {len(data.problems)} skipped"
+        + (f"; {len(data.conversations)} answers of conversations" if data.conversations else "")
     )
 
 
@@ -200,13 +207,13 @@ class _Loop:
         self.step: int = progress["step"]
         self.identity = {key: progress[key] for key in ("data", "processes")}
         self.best: float = progress["best"]
-        self.recent: list[float] = progress["recent"]  # losses since the last line of the log
+        self.recent: list[dict[str, float]] = progress["recent"]  # losses, and their parts, since the last line of the log
         self.metrics = MetricsFile(config.out / "metrics.jsonl", self.step) if accelerator.is_main_process else None
 
     def run(self) -> None:
         settings = self.settings
         self.sampler.batch_number = self.step * settings.accumulation
-        batches = iter(_loader(self.data.train, self.sampler, self.config.data.workers))
+        batches = self._batches()
         first, began = self.step, time.perf_counter()
         self.model.train()
         shown = self.accelerator.is_main_process
@@ -214,15 +221,18 @@ class _Loop:
             while self.step < settings.steps:
                 rate = learning_rate(self.step, settings)
                 set_learning_rates(self.optimizer, self.step, settings)
-                loss, norm = self._optimizer_step(batches)
+                losses, norm = self._optimizer_step(batches)
                 self.step += 1
                 frames = (self.step - first) * settings.batch_size * settings.accumulation * self.data.transforms.window
                 per_second = frames * self.accelerator.num_processes / (time.perf_counter() - began)
-                self.recent.append(loss)
-                bar.advance(note=f"loss {loss:.4f}")
+                self.recent.append(losses)
+                bar.advance(note=f"loss {losses['loss']:.4f}")
                 if self._due(settings.log_every):
-                    mean = self._mean_over_processes(sum(self.recent) / len(self.recent))
-                    self._log(bar, {"loss": mean, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
+                    means = {
+                        name: self._mean_over_processes(sum(recent[name] for recent in self.recent) / len(self.recent))
+                        for name in losses
+                    }
+                    self._log(bar, {**means, "learning_rate": rate, "grad_norm": norm, "frames_per_second": per_second})
                     self.recent.clear()
                 better = self._due(settings.validate_every) and self._validate(bar)
                 # all processes must stop at the same step, whichever of them the signal reached first
@@ -232,6 +242,19 @@ class _Loop:
                 if stop:
                     raise Interrupted(f"stopped at step {self.step} of {settings.steps}; --resume goes on from there")
 
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of windows from the sampler's number on, without end; with each, one of conversations if there are any."""
+        workers = self.config.data.workers
+        windows = _loader(self.data.train, self.sampler, workers)
+        conversations, settings = self.data.conversations, self.config.objectives.conversations
+        if conversations is None or settings is None:
+            return iter(windows)
+        ranks = self.sampler.rank, self.sampler.world_size
+        sampler = WindowSampler(len(conversations), settings.batch_size, self.config.seed, *ranks)
+        sampler.batch_number = self.sampler.batch_number
+        texts = _loader(conversations, sampler, workers, conversations.collate)
+        return (replace(batch, text=text) for batch, text in zip(windows, texts, strict=True))
+
     def _mean_over_processes(self, value: float) -> float:
         if self.accelerator.num_processes == 1:
             return value
@@ -240,28 +263,38 @@ class _Loop:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[float, float]:
-        """One optimiser step over all its forward passes; the mean loss and the gradient's norm before clipping."""
-        total, norm = 0.0, 0.0
+    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[dict[str, float], float]:
+        """One optimiser step over all its forward passes.
+
+        Returns:
+            The means of ``loss`` and of its parts ``loss/...``, and the gradient's norm before clipping.
+        """
+        means: dict[str, float] = {}
+        norm = 0.0
         names: list[str] = []
         for _ in range(self.settings.accumulation):
             batch = next(batches).to(self.accelerator.device)
-            names += batch.names
+            here = batch.names + ([] if batch.text is None else batch.text.names)
+            names += here
             with self.accelerator.accumulate(self.model):
                 with self.accelerator.autocast():
-                    loss = self.model(batch)["loss"]
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise self._not_finite("loss", value, batch.names)
-                self.accelerator.backward(loss)
+                    losses = self.model(batch)
+                # all of them in one transfer
+                numbers = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+                values = dict(zip(losses, numbers, strict=True))
+                if not math.isfinite(values["loss"]):
+                    raise self._not_finite("loss", values["loss"], here)
+                self.accelerator.backward(losses["loss"])
                 if self.accelerator.sync_gradients:
                     norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
                     if not math.isfinite(norm) and self.accelerator.scaler is None:
                         raise self._not_finite("norm of the gradient", norm, names)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            total += value / self.settings.accumulation
-        return total, norm
+            for name, value in values.items():
+                key = name if name == "loss" else f"loss/{name}"
+                means[key] = means.get(key, 0.0) + value / self.settings.accumulation
+        return means, norm
 
     def _not_finite(self, what: str, value: float, names: list[str]) -> TrainingError:
         return TrainingError(
@@ -348,12 +381,14 @@ def validate(model: VLA, loader: DataLoader, transforms: Transforms, accelerator
     return dict(zip(["loss", *names, *(f"first/{name}" for name in names)], means, strict=True))
 
 
-def _loader(dataset: WindowDataset, batches: Any, workers: int) -> DataLoader:
+def _loader(
+    dataset: WindowDataset | ConversationDataset, batches: Any, workers: int, collate_fn: Callable[..., Any] = collate
+) -> DataLoader:
     # a generator of its own: making an iterator must not touch the one that dropout draws from
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         num_workers=workers,
         generator=torch.Generator(),
         worker_init_fn=leave_interrupts_to_the_main_process,

@@ -128,23 +128,54 @@ class Backbone(nn.Module):
         hidden = self.run(sequence, self.family.inputs(sequence, self.pixels(flat)), state, suffix)
         return self.readout(hidden, sequence), gather(hidden, sequence.suffix)
 
-    def text_loss(self, images: torch.Tensor, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+    def text_loss(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        present: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Mean next-token cross-entropy of N answers, each ended by the end-of-sequence token.
 
         Only the hidden states in front of answer tokens meet the vocabulary head.
 
         Args:
-            images: (N, C, 3, h, w) uint8 RGB; C = 0 for text alone.
+            images: (N, C, 3, h, w) uint8 RGB. present: (N, C) bool, False where a row lacks an image; all are there if None.
+
+        Raises:
+            ConfigError: the model writes no text (see ``Family.logits``).
+            DataError: a prompt or an answer contains the token that stands for an image.
         """
         end = [self.tokenizer.eos_token_id]
         tails = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] + end for answer in answers]
-        sequence = build_sequence(self.family, prompts, images.device, cameras=[[images.shape[1]]] * len(prompts), tails=tails)
-        pixels = self.pixels(images.flatten(0, 1)) if images.shape[1] else None
-        hidden = self.run(sequence, self.family.inputs(sequence, pixels))
+        for answer, tail in zip(answers, tails, strict=True):
+            if any(self.family.placeholders(tail)):
+                raise self.family.prompt_error(answer)
+        if present is None:
+            present = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device)
+        shown = present.any(1)
+        groups = [shown | ~shown] if self.family.mixes else [shown, ~shown]
+        errors = []
+        for group in groups:
+            rows = group.nonzero()[:, 0].tolist()
+            if rows:
+                chosen = images[group], [prompts[i] for i in rows], [tails[i] for i in rows], present[group]
+                errors.append(self._token_errors(*chosen))
+        return torch.cat(errors).mean()
+
+    def _token_errors(
+        self, images: torch.Tensor, prompts: Sequence[str], tails: Sequence[list[int]], present: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross-entropy of each token of ``tails``, one row after the other; other arguments as ``text_loss`` has them."""
+        counts: list[int] = present.sum(1).tolist()
+        sequence = build_sequence(self.family, prompts, images.device, cameras=[[n] for n in counts], tails=tails)
+        hidden = self.run(sequence, self.family.inputs(sequence, self.pixels(images[present]) if any(counts) else None))
         real = sequence.tail >= 0
         rows = torch.arange(len(tails), device=images.device)[:, None].expand_as(sequence.tail)[real]
         places = sequence.tail[real]
-        return F.cross_entropy(self.family.logits(self.model, hidden[rows, places - 1]), sequence.ids[rows, places])
+        logits = self.family.logits(self.model, hidden[rows, places - 1])
+        return F.cross_entropy(logits, sequence.ids[rows, places], reduction="none")
 
     def sequence(
         self,

@@ -30,6 +30,8 @@ class Family:
         special_tokens: whether the tokenizer adds its own to it.
         connector: path of the module whose output is what the language model gets of an image, (images, tokens, D).
         causal: later tokens never change earlier hidden states. appendable: the key-value cache can be continued with a frame.
+        mixes: rows with and without images may share a forward pass.
+        writes: the hidden state of each token predicts the next one.
         image_dim: the dimension along which images follow each other in the vision tower's output.
         black: (1, 3, 1, 1), a black pixel, normalised. ending: tokens of a prompt that stand behind its slots.
     """
@@ -41,6 +43,8 @@ class Family:
     connector: str | None = "multi_modal_projector"
     causal = True
     appendable = True
+    mixes = True
+    writes = True
     image_dim = 0
     ending = 0
     multiple: int | None = None  # images of any size that is a multiple of this; None: of the one size it was trained with
@@ -224,7 +228,7 @@ class Kosmos2Family(Family):
     def hidden(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
         past = inputs.get("past_key_values")
         if past is None or past.get_seq_length() == 0:
-            return super().hidden(model, inputs)
+            return super().hidden(model if "pixel_values" in inputs else model.text_model, inputs)
         # behind a cache the model takes no images: write their features where it would
         inputs = dict(inputs)
         pixels, mask = inputs.pop("pixel_values", None), inputs.pop("image_embeds_position_mask", None)
@@ -403,12 +407,16 @@ class IdeficsFamily(Family):
         return 1
 
     def images_text(self, images: int) -> str:
-        return "<fake_token_around_image>" + "<image><fake_token_around_image>" * images
+        return "<fake_token_around_image>" + "<image><fake_token_around_image>" * images if images else ""
 
     def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
         result = super().inputs(sequence, None)
-        if pixels is None:
-            return result
+        if pixels is None:  # the model takes no text alone: an image that no token looks at
+            ids = sequence.ids
+            return result | {
+                "pixel_values": self.black.expand(len(ids), 1, 3, *self.image_size),
+                "image_attention_mask": torch.zeros(*ids.shape, 1, dtype=torch.int64, device=ids.device),
+            }
         return result | {
             "pixel_values": _batched(pixels, sequence.images),
             "image_attention_mask": attended_images(sequence).long(),
@@ -438,7 +446,7 @@ class Idefics2Family(Family):
         return int(self.config.perceiver_config.resampler_n_latents)
 
     def images_text(self, images: int) -> str:
-        return "<fake_token_around_image>" + (self.image_text() + "<fake_token_around_image>") * images
+        return "<fake_token_around_image>" + (self.image_text() + "<fake_token_around_image>") * images if images else ""
 
     def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
         result = super().inputs(sequence, None)
@@ -504,6 +512,7 @@ class Florence2Family(Family):
     special_tokens = False
     causal = False
     appendable = False
+    writes = False
 
     def check_image_size(self) -> None:
         side = 1
@@ -529,7 +538,7 @@ class Florence2Family(Family):
         return model.base_model(**inputs, decoder_input_ids=start).encoder_last_hidden_state
 
     def logits(self, model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-        raise ConfigError("florence2 writes text with its decoder, which is not used here: no caption loss")
+        raise ConfigError("florence2 writes text with its decoder, which is not used here")
 
 
 class Blip2Family(Family):
@@ -551,6 +560,7 @@ class MllamaFamily(Family):
     special_tokens = False
     connector = None
     appendable = False  # its cache keeps the images of all frames
+    mixes = False  # where a row has no image, its cross-attention looks at the padding
     image_dim = 1
 
     def count_tokens(self) -> int:
