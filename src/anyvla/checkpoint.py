@@ -45,8 +45,17 @@ class Checkpoint:
     model: VLA
 
 
-def build_model(config: Config, transforms: Transforms, definition: Path | None = None) -> VLA:
-    """The model of ``config`` with fresh weights; ``definition`` is the ``backbone`` folder of a checkpoint."""
+def build_model(config: Config, transforms: Transforms, definition: Path | None = None, init_from: Path | None = None) -> VLA:
+    """The model of ``config`` with fresh weights, or those of the checkpoint ``init_from``.
+
+    Args:
+        definition: the ``backbone`` folder of a checkpoint, from which the model is built instead of ``config.model.backbone``.
+
+    Raises:
+        CheckpointError: the weights of ``init_from`` are not those of this model.
+    """
+    if init_from is not None:
+        definition = init_from / "backbone"
     # a checkpoint holds floats, and is loaded as what it is
     quantization = plan_quantization(config, transforms.image_size) if definition is None else None
     model = build_vla(
@@ -62,6 +71,8 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
     )
     if quantization is not None:
         save_in_floating_point(model.backbone.model)
+    if init_from is not None:
+        _load_weights(model, init_from, "training.init_from takes a plain model of the same settings: anyvla export writes one")
     apply_tuning(model, config.tuning)
     model.objectives = make_objectives(config.objectives, model.backbone, transforms.cameras, transforms.image_size)
     return model
@@ -87,9 +98,6 @@ def load_checkpoint(path: Path, which: Which = "last", device: str | torch.devic
     Raises:
         CheckpointError: the folder is no checkpoint, something in it is missing or damaged, or the weights do not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model as load_weights
-
     folder = resolve_checkpoint(path, which)
     for name in ("config.yaml", "transforms.json", "model.safetensors", "backbone"):
         if not (folder / name).exists():
@@ -100,11 +108,21 @@ def load_checkpoint(path: Path, which: Which = "last", device: str | torch.devic
         raise CheckpointError(f"the settings of this checkpoint do not fit this version of AnyVLA: {error}") from error
     transforms = Transforms.from_json((folder / "transforms.json").read_text())
     model = build_model(config, transforms, folder / "backbone")
-    try:
-        load_weights(model, str(folder / "model.safetensors"), strict=True)
-    except (RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'}: the weights do not fit the model ({error})") from error
+    _load_weights(model, folder, "")
     return Checkpoint(folder, config, transforms, model.to(device).eval())
+
+
+def _load_weights(model: VLA, folder: Path, advice: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    path = folder / "model.safetensors"
+    try:
+        load_model(model, str(path), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())  # a large model that does not fit has thousands of names to say so
+        said = said if len(said) < 600 else f"{said[:600]} ..."
+        raise CheckpointError(f"{path}: the weights do not fit the model ({said}){advice and '; '}{advice}") from error
 
 
 def export_checkpoint(path: Path, out: Path, which: Which = "last") -> Path:

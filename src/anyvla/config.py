@@ -336,6 +336,7 @@ class ObjectivesConfig(Settings):
 class TrainingConfig(Settings):
     """Optimisation, its schedule, and how often things are measured and saved."""
 
+    init_from: Path | None = Field(None, description="run or checkpoint whose weights training begins with")
     steps: Positive = Field(10_000, description="optimiser steps")
     batch_size: Positive = Field(16, description="windows per device and forward pass")
     accumulation: Positive = Field(1, description="forward passes per optimiser step")
@@ -497,6 +498,8 @@ class Config(Settings):
             towers = (self.tuning.vision, self.tuning.connector, self.tuning.language)
             if not any(tower.type in ("frozen", "lora") for tower in towers):
                 raise ValueError("tuning.quantization needs a tower of type frozen or lora: quantised weights are not trained")
+            if self.training.init_from is not None:
+                raise ValueError("tuning.quantization takes published weights, not those of training.init_from")
             if self.model.backbone.type != "pretrained" or self.model.backbone.random_weights:
                 raise ValueError("tuning.quantization needs a backbone with pretrained weights")
         augment, observation = self.data.augment, self.observation

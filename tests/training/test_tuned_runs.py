@@ -103,3 +103,20 @@ def test_two_processes_train_a_model_with_parts_that_nothing_uses(
     assert done.returncode == 0, done.stderr
     assert [loss for _, loss in _losses(tmp_path / "two")] == pytest.approx([loss for _, loss in _losses(one)], rel=1e-4)
     assert (resolve_checkpoint(tmp_path / "two") / "model.safetensors").exists()
+
+
+def test_training_begins_with_the_weights_of_another_run(overrides, tmp_path: Path) -> None:
+    """The first step of a rate near 0 leaves them as they were; the low-rank updates lie on top."""
+    first = _run(overrides, tmp_path / "first", "tuning={}")
+    lora = "tuning.language={type: lora, rank: 2}"
+    second = _run(
+        overrides, tmp_path / "second", "tuning={}", lora, f"training.init_from={first}", "training.learning_rate=1e-12"
+    )
+    before = load_file(str(resolve_checkpoint(first) / "model.safetensors"))
+    after = load_file(str(resolve_checkpoint(second) / "model.safetensors"))
+    plain = {name.replace(".base_layer", ""): value for name, value in after.items() if "lora_" not in name}
+    assert plain.keys() == before.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(plain[name], value, atol=1e-9, rtol=0)
+    with pytest.raises(CheckpointError, match=r"the weights do not fit the model .*anyvla export writes one"):
+        _run(overrides, tmp_path / "third", "tuning={}", f"training.init_from={second}")

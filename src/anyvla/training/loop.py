@@ -82,7 +82,8 @@ def train(config: Config, resume: bool = False) -> Path:
         return run
     data = prepare_data(config)
     torch.manual_seed(config.seed)
-    model = build_model(config, data.transforms)
+    begin = config.training.init_from
+    model = build_model(config, data.transforms, init_from=None if begin is None else resolve_checkpoint(begin))
     _freeze_unused(model, data, accelerator)
     optimizer = make_optimizer(model, config.training, config.tuning)
     sampler = WindowSampler(
