@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from anyvla.checkpoint import check_example, export_checkpoint, load_checkpoint, resolve_checkpoint
+from anyvla.cli import app
 from anyvla.config import load_config
 from anyvla.errors import CheckpointError
 from anyvla.training.loop import train
@@ -83,9 +85,8 @@ def test_a_frozen_tower_is_the_same_after_training(overrides, tmp_path: Path, mo
 
 def test_export_on_the_command_line(overrides, tmp_path: Path) -> None:
     run = _run(overrides, tmp_path / "run", "training.steps=2")
-    command = [sys.executable, "-m", "anyvla", "export", run, "--out", tmp_path / "out", "--checkpoint", "best"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["export", str(run), "--out", str(tmp_path / "out"), "--checkpoint", "best"])
+    assert done.exit_code == 0, done.output
     assert check_example(load_checkpoint(tmp_path / "out")) == 0
 
 
