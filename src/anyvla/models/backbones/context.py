@@ -2,8 +2,8 @@
 
 A control step runs the vision tower on the new frame only and the language model once. While the context grows, the new frame
 is appended to the cache. When it is full, it begins again with the last ``keep`` frames, from their kept vision outputs. Every
-feature is thus exactly that of a training window which ends here and has at most ``limit`` frames. Of frames that the cache holds
-and no new beginning needs, no vision output is kept.
+feature is thus exactly that of a training window which ends here and has at most ``limit`` frames. Where the cache holds a frame
+and no new beginning needs it, its vision output is dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]  # per layer, (1, head
 
 @dataclass(frozen=True)
 class Frame:
-    """What is kept of one moment: the vision tower's output for its images (None: needed no more), the state, how many images."""
+    """What is kept of one moment: the vision tower's output for its images (None: dropped), the state, how many images."""
 
     vision: Any
     state: torch.Tensor | None
@@ -247,7 +247,7 @@ def _rows_of(cache: DynamicCache | None, count: int) -> list[KeyValues | None]:
 
 
 def _stacked(caches: Sequence[KeyValues | None]) -> DynamicCache:
-    """One cache of several rows of equal length; that of one row shares its tensors, which growing replaces and never changes."""
+    """One cache of several rows of equal length. One row's shares its tensors: a cache grows by new ones, never in place."""
     rows = [cache for cache in caches if cache is not None]
     stacked = DynamicCache()
     for parts in zip(*rows, strict=True):
