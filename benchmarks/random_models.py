@@ -15,11 +15,11 @@ from tokenizers import AddedToken
 from anyvla.actions import NAV2
 from anyvla.config import parse_config
 from anyvla.models.backbones.tiny import tiny_tokenizer
-from anyvla.models.vla import VLA, build_vla
+from anyvla.models.vla import ContinuousVLA, build_vla
 
 PROMPT = "Pass the box on the left and stop in front of the bottle."
 KOSMOS2, PALIGEMMA, LLAVA = "kosmos2", "paligemma", "llava"
-IMAGE_TOKENS = 64  # per image, for all of them
+IMAGE_TOKENS = 36  # per image, for all of them
 
 
 def make_model(kind: str, folder: Path, tiny: bool = False) -> tuple[Path, tuple[int, int]]:
@@ -27,7 +27,7 @@ def make_model(kind: str, folder: Path, tiny: bool = False) -> tuple[Path, tuple
     width, layers, heads = (32, 2, 2) if tiny else (512, 4, 8)
     vocabulary = {KOSMOS2: 65_037, PALIGEMMA: 257_216, LLAVA: 32_064}[kind] if not tiny else 4096
     tokenizer = tiny_tokenizer()
-    side = 28 if tiny else 112
+    side = 28 if tiny else 84
     tokens = 4 if tiny else IMAGE_TOKENS
     vision = {
         "hidden_size": width,
@@ -79,19 +79,21 @@ def make_model(kind: str, folder: Path, tiny: bool = False) -> tuple[Path, tuple
 
 
 def random_vla(
-    kind: str, folder: Path, structure: str, head: str, window: int, chunk: int, tiny: bool = False, keep: int | None = None
-) -> VLA:
-    """A model of ``kind`` with seeded random weights in a structure with a head; ``folder`` is needed only meanwhile."""
+    kind: str, folder: Path, structure: str, head: str, window: int, chunk: int, tiny: bool = False
+) -> ContinuousVLA:
+    """A model of ``kind`` with seeded random weights in a structure with a head (YAML); ``folder`` is needed only meanwhile."""
     _, image_size = make_model(kind, folder, tiny)
-    sizes = f", hidden: {16 if tiny else 512}" + (", layers: 2" if head == "lstm" else "")  # in proportion to the model
     overrides = [
         f"actions.window={window}",
         f"model.backbone={{type: pretrained, path: {folder}, random_weights: true}}",
         f"model.structure.type={structure}",
-        f"model.head={{type: {head}{sizes}}}",
+        f"model.head={head}",
     ]
-    if keep is not None:
-        overrides.append(f"model.structure.keep={keep}")
     config = parse_config("{}", overrides).model
     torch.manual_seed(0)
-    return build_vla(config, NAV2, window=window, chunk=chunk, image_size=image_size, bounded=True)
+    vla = build_vla(config, NAV2, window=window, chunk=chunk, image_size=image_size, bounded=True)
+    assert isinstance(vla, ContinuousVLA)
+    for name, parameter in vla.backbone.model.named_parameters():
+        if parameter.ndim >= 2 and "embed" not in name:  # new weights of transformers hardly change what passes through them
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return vla

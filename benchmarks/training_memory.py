@@ -5,8 +5,8 @@
 
 Both compute the same loss of the same model: random, of middle size, with a vocabulary of full size (see random_models.py). The
 textbook way is ``model(**inputs, output_hidden_states=True)``: logits at every position and hidden states of every layer, of
-which the last one's are used at the query tokens. A step is forward and backward, with gradients; an optimiser would add the same
-to both. Every variant has a process of its own.
+which the last one's are used at the query tokens. A step is forward and backward, with gradients; an optimiser would add the
+same to both. Every variant has a process of its own.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from random_models import PROMPT, random_vla
 
 from anyvla.actions import NAV2
 from anyvla.batch import Batch
-from anyvla.models.heads.base import Head
 from anyvla.models.tuning import enable_gradient_checkpointing
-from anyvla.models.vla import VLA
+from anyvla.models.vla import ContinuousVLA
 
 VARIANTS = ("textbook", "ours", "textbook, checkpointing", "ours, checkpointing")
+HEAD = "{type: lstm, hidden: 512, layers: 2}"  # in proportion to the model
 CHUNK = 10
 MIB = 2**20
 
 
-def textbook_features(vla: VLA, batch: Batch) -> torch.Tensor:
+def textbook_features(vla: ContinuousVLA, batch: Batch) -> torch.Tensor:
     """(B, H, Q, D): what ``vla.features`` gives, by way of all logits and all hidden states."""
     backbone = vla.backbone
     images = batch.images["front"]
@@ -56,7 +56,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     cuda = device.type == "cuda"
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        vla = random_vla(task["model"], Path(folder), "policy_head", "lstm", task["window"], CHUNK, task["tiny"]).to(device)
+        vla = random_vla(task["model"], Path(folder), "policy_head", HEAD, task["window"], CHUNK, task["tiny"]).to(device)
     shape = (task["batch"], task["window"])
     batch = Batch(
         {"front": torch.randint(0, 256, (*shape, 3, *vla.backbone.image_size), dtype=torch.uint8, device=device)},
@@ -70,8 +70,6 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             vla.eval()
             difference = textbook_features(vla, batch) - vla.features(batch.images, batch.prompts)
         return {"parameters": sum(p.numel() for p in vla.parameters()), "difference": difference.abs().max().item()}
-    head = vla.head
-    assert isinstance(head, Head)
     vla.train()
     if "checkpointing" in task["variant"]:
         enable_gradient_checkpointing(vla.backbone.model)
@@ -81,7 +79,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             if task["variant"].startswith("ours"):
                 loss = vla(batch)["loss"]
             else:
-                loss, _ = head.loss(textbook_features(vla, batch), batch.actions, batch.action_mask)
+                loss, _ = vla.head.loss(textbook_features(vla, batch), batch.actions, batch.action_mask)
         loss.backward()
         vla.zero_grad()
         if cuda:

@@ -2,8 +2,8 @@
 
 A control step runs the vision tower on the new frame only and the language model once. While the context grows, the new frame
 is appended to the cache. When it is full, it begins again with the last ``keep`` frames, from their kept vision outputs. Every
-feature is thus exactly that of a training window which ends here and has at most ``limit`` frames. Where the cache holds a frame
-and no new beginning needs it, its vision output is dropped.
+feature is thus exactly that of a training window which ends here and has at most ``limit`` frames. Where the cache holds
+a frame and no new beginning needs it, its vision output is dropped.
 """
 
 from __future__ import annotations
