@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +30,16 @@ def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 3) -> 
         call()
         times.append(1e3 * (time.perf_counter() - began))
     return {name: round(value, 4) for name, value in percentiles(times).items()}
+
+
+def in_fresh_process(script: str, task: dict[str, Any], threads: int) -> dict[str, Any]:
+    """What ``script --task`` prints as its last line, computed in a process of its own."""
+    command = [sys.executable, script, "--task", json.dumps(task)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(task, result, flush=True)
+    return result
 
 
 def peak_memory_mib() -> float:

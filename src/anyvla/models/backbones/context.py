@@ -2,7 +2,8 @@
 
 A control step runs the vision tower on the new frame only and the language model once. While the context grows, the new frame
 is appended to the cache. When it is full, it begins again with the last ``keep`` frames, from their kept vision outputs. Every
-feature is thus exactly that of a training window which ends here and has at most ``limit`` frames.
+feature is thus exactly that of a training window which ends here and has at most ``limit`` frames. Where the cache holds
+a frame and no new beginning needs it, its vision output is dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from anyvla.models.backbones.adapter import Backbone, gather, images_per_row
 from anyvla.models.backbones.sequence import TokenSequence
@@ -25,7 +27,7 @@ KeyValues = tuple[tuple[torch.Tensor, torch.Tensor], ...]  # per layer, (1, head
 
 @dataclass(frozen=True)
 class Frame:
-    """What is kept of one moment: the vision tower's output for its images, the state, the number of images."""
+    """What is kept of one moment: the vision tower's output for its images (None: dropped), the state, how many images."""
 
     vision: Any
     state: torch.Tensor | None
@@ -81,7 +83,10 @@ def extend(
         hidden, cache = _run(backbone, sequence, frames, [context.cache for context in chosen] if past else None)
         for i, new, row_cache in zip(rows, backbone.readout(hidden, sequence), _rows_of(cache, len(rows)), strict=True):
             features = torch.cat([grown[i].features, new]) if past else new
-            grown[i] = Context(grown[i].frames, features, row_cache, past + sequence.ids.shape[1])
+            kept = grown[i].frames
+            if row_cache is not None:
+                kept = tuple(replace(frame, vision=None) if h < limit - keep else frame for h, frame in enumerate(kept))
+            grown[i] = Context(kept, features, row_cache, past + sequence.ids.shape[1])
     return grown
 
 
@@ -111,9 +116,10 @@ def decode(
         tokens = choose(0, first[rows])[:, None]
         chosen, texts = [contexts[i] for i in rows], [prompts[i] for i in rows]
         cache = _stacked([context.cache for context in chosen]) if chosen[0].cache is not None else None
+        slot = _slot_sequence(backbone, texts, past, sum(cameras))
         for step in range(1, steps):
             if cache is not None:
-                sequence = _slot_sequence(backbone, texts, past + step - 1, sum(cameras))
+                sequence = replace(slot, past=past + step - 1)
                 inputs = {**backbone.family.inputs(sequence, None), "past_key_values": cache, "use_cache": True}
                 hidden = backbone.run(sequence, inputs, suffix=embed(tokens[:, -1:]))
             else:
@@ -152,7 +158,7 @@ def encode_vision(backbone: Backbone, images: torch.Tensor, prompts: Sequence[st
     try:
         backbone.run(sequence, backbone.family.inputs(sequence, pixels), _no_state(backbone, sequence))
     except _VisionDone as done:
-        return _split(done.output, counts, backbone.family.image_dim)
+        return _split(backbone.family.kept(done.output), counts, backbone.family.image_dim)
     finally:
         handle.remove()
     raise RuntimeError(f"{backbone.model.config.model_type}: the vision tower did not run")
@@ -256,9 +262,13 @@ def _rows_of(cache: DynamicCache | None, count: int) -> list[KeyValues | None]:
 
 
 def _stacked(caches: Sequence[KeyValues | None]) -> DynamicCache:
-    """One cache of several rows of equal length."""
+    """One cache of several rows of equal length. One row's shares its tensors: a cache grows by new ones, never in place."""
     rows = [cache for cache in caches if cache is not None]
     stacked = DynamicCache()
-    for layer, parts in enumerate(zip(*rows, strict=True)):
-        stacked.update(torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts]), layer)
+    for parts in zip(*rows, strict=True):
+        keys, values = (torch.cat(part) if len(part) > 1 else part[0] for part in zip(*parts, strict=True))
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values  # by way of ``update`` they would be copied once more
+        stacked.layers.append(layer)
     return stacked

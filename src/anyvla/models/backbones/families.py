@@ -132,12 +132,12 @@ class Family:
         return result if pixels is None else {**result, "pixel_values": pixels}
 
     def hidden(self, model: PreTrainedModel, inputs: dict[str, Any]) -> torch.Tensor:
-        """Run ``model``; hidden states (N, T, D) after the last norm. The vocabulary head sees one token only."""
+        """Run ``model``; hidden states (N, T, D) after the last norm. The vocabulary head is called with no token at all."""
         kept: list[torch.Tensor] = []
 
         def keep(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             kept.append(arguments[0])
-            return (arguments[0][:, :1],)
+            return (arguments[0][:, :0],)  # for even one token it would read all its weights
 
         handle = model.get_output_embeddings().register_forward_pre_hook(keep)
         try:
@@ -151,6 +151,15 @@ class Family:
         logits = model.get_output_embeddings()(hidden).float()
         cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def kept(self, output: Any) -> Any:
+        """Of the vision tower's ``output``, what the model goes on with: all that need be remembered of a frame."""
+        layers = getattr(self.config, "vision_feature_layer", None)
+        states = getattr(output, "hidden_states", None)
+        if layers is None or layers == -1 or states is None:
+            return output
+        chosen = {layer % len(states) for layer in ([layers] if isinstance(layers, int) else layers)}
+        return type(output)(hidden_states=tuple(state if i in chosen else None for i, state in enumerate(states)))
 
     # -- parts
 
@@ -345,6 +354,9 @@ class QwenVLFamily(Family):
 
     def image_text(self) -> str:
         return f"<|vision_start|>{super().image_text()}<|vision_end|>"
+
+    def kept(self, output: Any) -> Any:
+        return type(output)(**{**output, "last_hidden_state": None})  # patches before they are merged, four times as many
 
     def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
         result = super().inputs(sequence, None)

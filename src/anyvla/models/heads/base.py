@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,11 +65,11 @@ class Head(nn.Module, ABC):
         """``sample`` at one step of each window: (B, H, Q, D) and (B,) int64 -> (B, L, A)."""
         return self.sample(features)[torch.arange(len(steps), device=steps.device), steps]
 
-    def init_state(self) -> HeadState:
-        """The state of one episode before its first step."""
+    def init_state(self) -> Any:
+        """The state of one episode before its first step; only the head looks into it."""
         return HeadState()
 
-    def step(self, features: torch.Tensor, states: Sequence[HeadState]) -> tuple[torch.Tensor, list[HeadState]]:
+    def step(self, features: torch.Tensor, states: Sequence[Any]) -> tuple[torch.Tensor, list[Any]]:
         """One step of each of B episodes at run time, whatever step each has come to.
 
         Computes what training computes: the window that ends at this step, from its first step on. Shorter windows are padded
