@@ -10,13 +10,14 @@ import torch
 from anyvla.actions.spec import action_spec
 from anyvla.config import load_config, recipe_names
 from anyvla.models.backbones.load import resolve_image_size
+from anyvla.models.objectives.objectives import make_objectives
 from anyvla.models.tuning import apply_tuning
 from anyvla.models.vla import build_vla
 from tests.official import CHECKPOINTS, make_official
 
 EXPECTED = {
     *[f"calvin-{name}" for name in ("kosmos2", "paligemma", "llava", "qwen", "moondream", "uform", "flamingo")],
-    *[f"calvin-kosmos2-{name}" for name in ("discrete", "interleaved", "one-step", "flow")],
+    *[f"calvin-kosmos2-{name}" for name in ("discrete", "interleaved", "one-step", "flow", "cotraining")],
     "openx-kosmos2",
     "nav-kosmos2-lora",
 }
@@ -46,6 +47,9 @@ def test_a_recipe_builds_at_full_size(name: str, tmp_path: Path) -> None:
             bounded=True,
         )
         apply_tuning(model, config.tuning)
+        cameras = config.observation.cameras or ["front"]
+        model.objectives = make_objectives(config.objectives, model.backbone, cameras, size)
+    assert (model.objectives is not None) == ("cotraining" in name)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained > 0
     if millions is not None:
