@@ -22,7 +22,8 @@ class _Group(TyperGroup):
     """The outermost group: a user's mistake becomes one line, Ctrl-C a quiet end."""
 
     def invoke(self, ctx: Any) -> Any:
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        for library in ("transformers", "huggingface_hub"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         try:
             return super().invoke(ctx)
         except AnyVLAError as error:

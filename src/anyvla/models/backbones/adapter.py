@@ -225,7 +225,7 @@ class Backbone(nn.Module):
             hooks.enter_context(self._slots_in(slots, sequence.ids.shape[1]))
             if self.resampler is not None:
                 hooks.enter_context(self._resampled(self.resampler))
-            return self.family.hidden(self.model, inputs)
+            return self.family.hidden(self.model, {"use_cache": False, **inputs})
 
     def readout(self, hidden: torch.Tensor, sequence: TokenSequence) -> torch.Tensor:
         """(N, T, D) -> (N, H, Q, D): at the query tokens, or pooled over the tokens of each frame."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -97,13 +98,19 @@ def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The configuration and the image processor's settings of a model in a folder or of the hub."""
     for register in (register_tiny, register_uform_gen, register_moondream, register_openflamingo):
         register()
+    if not Path(path).exists():
+        try:
+            hf_hub_download(path, "config.json")  # asks once; what follows would ask for every file anew, several times
+        except (OSError, ValueError) as error:
+            what = "no folder, and no model of the hub that can be reached"
+            raise CheckpointError(f"{path}: no usable vision-language model: {what}") from error
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # by default it asks, and runs what comes with it
         processor, _ = ImageProcessingMixin.get_image_processor_dict(path)
         for key in ("image_mean", "image_std"):
             processor[key]
     except (OSError, ValueError, KeyError) as error:
-        what = "no folder, and no model of the hub that can be reached" if not Path(path).exists() else repr(error)
+        what = repr(error)
         if family := _published_family(path):
             what = f"a published {family}; convert it once: anyvla import-backbone {family} {path} --out FOLDER"
         raise CheckpointError(f"{path}: no usable vision-language model: {what}") from error
