@@ -24,7 +24,6 @@ ROWS = {
     "one_step-flow": ("one_step", "{type: flow, hidden: 128, layers: 2, attention_heads: 4}"),
     "one_step-discrete": ("one_step", "{type: discrete}"),
     "interleaved-fc": ("interleaved", "{type: fc, hidden: 192, trunk: [256, 128]}"),
-    "interleaved-gpt": ("interleaved", "{type: gpt, hidden: 192, layers: 2, attention_heads: 4, trunk: [256, 128]}"),
     "interleaved-flow": ("interleaved", "{type: flow, hidden: 128, layers: 2, attention_heads: 4}"),
     "interleaved-discrete": ("interleaved", "{type: discrete}"),
     "policy_head-lstm": ("policy_head", "{type: lstm, hidden: 192, layers: 1, trunk: [256, 128]}"),
@@ -55,6 +54,8 @@ def run_row(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, An
             f"actions.window={window}",
             f"training.batch_size={FRAMES // window}",
             f"training.steps={arguments.steps}",
+            "training.validate_every=300",
+            "training.validation_windows=128",
         ],
     )
     run = train(config, resume=True)

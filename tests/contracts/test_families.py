@@ -69,7 +69,7 @@ def one_step(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -
 
 def test_the_loss_falls_and_gradients_reach_everything(case: Case) -> None:
     case.check_gradients()
-    case.check_the_loss_falls(steps=15, learning_rate=3e-3)
+    case.check_the_loss_falls(steps=40 if case.head == "lstm" else 15, learning_rate=3e-3)  # the gates of an LSTM open late
 
 
 @torch.no_grad()
@@ -142,7 +142,8 @@ def test_every_parameter_is_in_one_tower(one_step: Case) -> None:
     towers = backbone.towers()
     ids = [id(p) for parameters in towers.values() for p in parameters]
     assert sorted(ids) == sorted(id(p) for p in backbone.parameters())
-    assert all(towers.values())
+    own = {id(p) for p in backbone.model.parameters()}  # beside the query tokens
+    assert all(any(id(p) in own for p in parameters) for parameters in towers.values())
 
 
 @pytest.mark.parametrize("family", NOT_CAUSAL)

@@ -381,6 +381,11 @@ class QwenVLFamily(Family):
         types = (sequence.image >= 0).int()
         return result | {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": types}
 
+    def connector_parameters(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        tower = self.vision(model)
+        parts = [tower.merger, *getattr(tower, "deepstack_merger_list", [])]
+        return [p for part in parts for p in part.parameters()]
+
     def _positions(self, sequence: TokenSequence, rows: int, columns: int) -> torch.Tensor:
         """(3, N, T): time, row and column; words advance all three, an image spans a block."""
         visual = sequence.image >= 0
