@@ -150,6 +150,8 @@ def _check_run_folder(config: Config, resume: bool) -> Path | None:
         return None
     if not resume:
         raise ConfigError(f"{run} already holds a run: --resume goes on with it, out=FOLDER starts another")
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} holds checkpoints but no config.yaml, so it cannot go on; out=FOLDER starts another run")
     saved = parse_config((run / "config.yaml").read_text(), where=str(run / "config.yaml"))
     differences = [
         f"{key} ({before!r} then, {now!r} now)"
