@@ -93,7 +93,7 @@ DROPPED = {
     r"train_setup\.lora_bias": "biases stay frozen under LoRA",
     r"train_setup\.(reinit|load_vl_param)": "model.backbone.random_weights starts a model from new weights",
     r"fwd_head(\..*)?": "the module that predicts frames is missing in the public code",
-    r"vl_cotrain_ratio": "weight of vision-language co-training, which needs data that this configuration does not name",
+    r"vl_cotrain_ratio": "objectives.conversations trains on such data; this configuration does not name any",
     r"train_weights": "mixtures of sources are set up anew in `data`",
     r"trainer\.(accelerator|strategy|use_distributed_sampler)": "said to `accelerate launch`",
     r"trainer\.check_val_every_n_epoch": "validation is counted in steps: training.validate_every",
@@ -106,7 +106,8 @@ DROPPED = {
     r"train_dataset\.(few_shot|partial_data|exclude_tasks|skip_frames|text_aug|save_format|lang_folder|key|sampler(\..*)?)": (
         "set up in `data`"
     ),
-    r"discrete_action_history|use_clip_norm|clip_norm_ratio": "an objective or input that this importer does not take over",
+    r"discrete_action_history": "an input that no model here takes",
+    r"use_clip_norm|clip_norm_ratio": "objectives.alignment is this idea with another frozen feature; choose its weight yourself",
     r"action_scale": "a factor at run time in one benchmark; change the actions in `policy` if you used it",
 }
 
