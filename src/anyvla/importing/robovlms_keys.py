@@ -107,7 +107,7 @@ DROPPED = {
         "set up in `data`"
     ),
     r"discrete_action_history": "an input that no model here takes",
-    r"use_clip_norm|clip_norm_ratio": "objectives.alignment is this idea with another frozen feature; choose its weight yourself",
+    r"use_clip_norm|clip_norm_ratio": "objectives.alignment has another frozen feature; choose its weight",
     r"action_scale": "a factor at run time in one benchmark; change the actions in `policy` if you used it",
 }
 
