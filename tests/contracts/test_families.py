@@ -69,7 +69,7 @@ def one_step(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -
 
 def test_the_loss_falls_and_gradients_reach_everything(case: Case) -> None:
     case.check_gradients()
-    case.check_the_loss_falls(steps=40 if case.head == "lstm" else 15, learning_rate=3e-3)  # the gates of an LSTM open late
+    case.check_the_loss_falls(steps=40 if case.head == "lstm" else 15, learning_rate=3e-3, below=0.8)  # gates open late
 
 
 @torch.no_grad()
