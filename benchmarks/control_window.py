@@ -1,6 +1,6 @@
 """Latency of a control step as the window grows: each structure, beside encoding the whole window anew.
 
-    python benchmarks/control_window.py [--model llava] [--windows 1 2 4 8 16] [--threads 1 2] [--calls 24]
+    python benchmarks/control_window.py [--model llava] [--windows 1 2 4 8 16] [--threads 1] [--calls 24]
     python benchmarks/control_window.py --device cuda --dtype bf16
 
 One robot, a random model of middle size (see random_models.py), the window full. ``interleaved`` is measured with ``keep`` half
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="llava")
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--calls", type=int, default=24, help="steps that are measured; half as many of the plain way")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of weights and computations")
@@ -158,12 +158,10 @@ def main() -> None:
     settings = {name: getattr(arguments, name) for name in ("model", "device", "dtype", "calls")}
     cases = [("one_step", 1), *((structure, w) for structure in ("policy_head", "interleaved") for w in arguments.windows)]
     results: dict[str, Any] = {**settings, "prompt": PROMPT}
-    for threads in arguments.threads:
-        rows = results.setdefault(f"{threads} threads", {})
-        for structure, window in cases:
-            task = {**settings, "structure": structure, "window": window, "tiny": False}
-            rows[f"{structure}, W = {window}"] = in_fresh_process(__file__, task, threads)
-    report("control_window", results)
+    for structure, window in cases:
+        task = {**settings, "structure": structure, "window": window, "tiny": False}
+        results[f"{structure}, W = {window}"] = in_fresh_process(__file__, task, arguments.threads)
+    report(f"control_window_{arguments.threads}", results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory and time of a training step: ours beside the textbook way, with and without gradient checkpointing.
 
-    python benchmarks/training_memory.py [--models kosmos2 paligemma] [--batch 2] [--window 8] [--steps 10]
+    python benchmarks/training_memory.py [--models kosmos2 paligemma] [--batch 4] [--window 8] [--steps 10]
     python benchmarks/training_memory.py --device cuda --dtype bf16 --batch 16
 
 Both compute the same loss of the same model: random, of middle size, with a vocabulary of full size (see random_models.py). The
@@ -102,7 +102,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", default=["kosmos2", "paligemma"])
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="measured in each process")
     parser.add_argument("--repeats", type=int, default=1, help="processes of each variant, in turn; medians are reported")
