@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         embedding = self.model.get_input_embeddings()
         if embedding.weight.is_meta:
             return 0.02
-        words = torch.arange(min(1024, len(embedding.weight)), device=embedding.weight.device)
+        words = torch.arange(min(4096, len(embedding.weight)), device=embedding.weight.device)
         return embedding(words).float().std().item()
 
     @property
