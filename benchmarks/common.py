@@ -32,10 +32,12 @@ def milliseconds(call: Callable[[], object], repeats: int, warm_up: int = 3) -> 
     return {name: round(value, 4) for name, value in percentiles(times).items()}
 
 
-def in_fresh_process(script: str, task: dict[str, Any], threads: int) -> dict[str, Any]:
-    """What ``script --task`` prints as its last line, computed in a process of its own."""
+def in_fresh_process(
+    script: str, task: dict[str, Any], threads: int, variables: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """What ``script --task`` prints as its last line, computed in a process of its own with these environment variables."""
     command = [sys.executable, script, "--task", json.dumps(task)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TRANSFORMERS_VERBOSITY": "error", **(variables or {})}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(task, result, flush=True)
