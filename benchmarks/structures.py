@@ -1,6 +1,6 @@
 """Every structure with its heads on the navigation world: one small backbone, the same data, the same worlds.
 
-    python benchmarks/structures.py --out runs/structures            # about 8 minutes a row on two cores
+    python benchmarks/structures.py --out runs/structures            # 8 to 18 minutes a row on a core
     python benchmarks/structures.py --out runs/structures --only one_step-fc
 
 Rows that are finished are not trained again; the table goes into results/structures.json and, as Markdown, to the terminal.

@@ -9,9 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from anyvla.models.backbones.moondream import register_moondream
-from anyvla.models.backbones.openflamingo import register_openflamingo
-from anyvla.models.backbones.uform import register_uform_gen
+from anyvla.models.backbones.load import register_own_models
 from tests.models.own import CONFIGS, batch, build, pixels, row
 
 CLOSE = {"atol": 1e-7, "rtol": 0}  # in double precision, but Mpt takes the softmax in single
@@ -126,8 +124,7 @@ def test_gradients_reach_every_parameter(model: PreTrainedModel) -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(model: PreTrainedModel, tmp_path: Path) -> None:
-    for register in (register_uform_gen, register_moondream, register_openflamingo):
-        register()
+    register_own_models()
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
     assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -165,9 +162,8 @@ def test_gradient_checkpointing_is_on_and_changes_nothing(model: PreTrainedModel
         torch.testing.assert_close(one, other, **CLOSE)
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "openflamingo-mpt"])  # Mpt has one way to attend
 def test_ways_to_attend_agree(name: str) -> None:
-    if name == "openflamingo-mpt":
-        pytest.skip("Mpt has one way to attend")
     models = [build(name, attn_implementation=way) for way in ("eager", "sdpa")]
     assert [model.get_decoder().config._attn_implementation for model in models] == ["eager", "sdpa"]
     one, other = (hidden(model, [row(model, 5, 6), row(model, 7)], pixels(2)) for model in models)

@@ -42,7 +42,7 @@ def overrides(make_episodes, tiny_overrides, folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="runs where bitsandbytes is not installed")
 def test_without_the_package_its_extra_is_named(overrides) -> None:
     with pytest.raises(MissingExtraError, match=r"pip install 'anyvla\[bnb\]'"):
         train(load_config("nav-tiny", [*overrides, f"tuning={{{TUNING}, quantization: 4bit}}"]))

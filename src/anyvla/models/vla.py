@@ -34,11 +34,10 @@ class VLA(nn.Module, ABC):
     case of a window of one. ``interleaved``: the backbone sees the window as one causal sequence, and the head its features.
     """
 
-    head: Head | DiscreteHead
-
-    def __init__(self, backbone: Backbone, structure: StructureConfig, window: int) -> None:
+    def __init__(self, backbone: Backbone, head: Head | DiscreteHead, structure: StructureConfig, window: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.head = head
         self.objectives: Objectives | None = None  # what is trained beside the actions
         self.interleaved = isinstance(structure, InterleavedConfig)
         self.window = window
@@ -46,9 +45,9 @@ class VLA(nn.Module, ABC):
         self.keep = window // 2 if keep is None else keep
 
     @property
-    @abstractmethod
     def history(self) -> int:
         """Steps that the model looks back on at run time: 1 if each step stands alone."""
+        return self.window if self.interleaved else self.head.history
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """What training minimises, as ``loss``, and its parts by name."""
@@ -117,14 +116,6 @@ class ContinuousVLA(VLA):
 
     head: Head
 
-    def __init__(self, backbone: Backbone, head: Head, structure: StructureConfig, window: int) -> None:
-        super().__init__(backbone, structure, window)
-        self.head = head
-
-    @property
-    def history(self) -> int:
-        return self.window if self.interleaved else self.head.history
-
     def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         features = self.features(batch.images, batch.prompts, batch.state, batch.present)
         loss, parts = self.head.loss(features, batch.actions, batch.action_mask)
@@ -190,14 +181,6 @@ class DiscreteVLA(VLA):
     """Actions as tokens: the chunk of the window's last step is decoded behind its query tokens."""
 
     head: DiscreteHead
-
-    def __init__(self, backbone: Backbone, head: DiscreteHead, structure: StructureConfig, window: int) -> None:
-        super().__init__(backbone, structure, window)
-        self.head = head
-
-    @property
-    def history(self) -> int:
-        return self.window if self.interleaved else 1
 
     def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Teacher forcing: all action tokens in one pass, each predicted from what stands before it."""

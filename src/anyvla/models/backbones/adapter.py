@@ -2,7 +2,8 @@
 
 Query tokens are slots in the model's own sequence. They are put right behind the last real token, a hook on the input embedding
 writes the learnable vectors into them, and the hidden states at these places come back. Merging of images, masks and positions
-stay the model's own; vocabulary logits are never computed. What differs between families is in ``families.py``.
+stay the model's own; the vocabulary head meets only the tokens of answers (``text_loss``). What differs between families is in
+``families``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
 
     Attributes:
         width: D, the width of its hidden states. readouts: features per frame, Q, or 1 with pooling.
-        image_size: (h, w) of the images it takes. family: see ``families.py``.
+        image_size: (h, w) of the images it takes. family: see ``families``.
         resampler: a Perceiver between connector and language model, or None. state_encoder: state -> one token, or None.
     """
 
@@ -278,10 +279,6 @@ class Backbone(nn.Module):
         finally:
             handle.remove()
 
-    def tower_modules(self) -> dict[str, nn.Module]:
-        """The modules of vision and language; what is in neither is the connector."""
-        return {"vision": self.family.vision(self.model), "language": self.family.language(self.model)}
-
     def towers(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by tower (see ``TOWERS``); query tokens belong to the connector, each parameter to one tower."""
         vision = {id(p) for p in self.family.vision(self.model).parameters()}
@@ -297,7 +294,7 @@ class Backbone(nn.Module):
         return result
 
     def save_definition(self, folder: Path) -> None:
-        """Write what ``load_definition`` needs: configuration, tokenizer, image statistics; no weights."""
+        """Write what ``build_backbone`` takes as ``definition``: configuration, tokenizer, image statistics; no weights."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -22,21 +22,26 @@ from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBac
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.families import family_of
-from anyvla.models.backbones.moondream import register_moondream
-from anyvla.models.backbones.openflamingo import register_openflamingo
+from anyvla.models.backbones.moondream import MoondreamForConditionalGeneration
+from anyvla.models.backbones.openflamingo import OpenFlamingoForConditionalGeneration
 from anyvla.models.backbones.robovlms import robovlms_family
 from anyvla.models.backbones.tiny import (
-    STRIDE,
     TinyVLMConfig,
     TinyVLMForConditionalGeneration,
-    register_tiny,
     tiny_tokenizer,
 )
-from anyvla.models.backbones.uform import register_uform_gen
+from anyvla.models.backbones.uform import UFormGenForConditionalGeneration
 from anyvla.models.resampler import PerceiverResampler
 
 _HALF = (0.5, 0.5, 0.5)
 _TINY_IMAGE_SIZE = (64, 112)
+# models that transformers does not carry
+_OWN_MODELS: tuple[type[PreTrainedModel], ...] = (
+    TinyVLMForConditionalGeneration,
+    UFormGenForConditionalGeneration,
+    MoondreamForConditionalGeneration,
+    OpenFlamingoForConditionalGeneration,
+)
 
 
 def build_backbone(
@@ -94,10 +99,16 @@ def resolve_image_size(config: Config) -> Config:
     return config.model_copy(update={"observation": observation})
 
 
+def register_own_models() -> None:
+    """Make the models that are defined here known to transformers' Auto classes."""
+    for model in _OWN_MODELS:
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+        AutoModelForImageTextToText.register(model.config_class, model, exist_ok=True)
+
+
 def read_definition(path: str) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The configuration and the image processor's settings of a model in a folder or of the hub."""
-    for register in (register_tiny, register_uform_gen, register_moondream, register_openflamingo):
-        register()
+    register_own_models()
     if not Path(path).exists():
         try:
             hf_hub_download(path, "config.json")  # asks once; what follows would ask for every file anew, several times
@@ -149,8 +160,6 @@ def _load(
 def _tiny(
     config: TinyBackboneConfig, image_size: tuple[int, int]
 ) -> tuple[TinyVLMForConditionalGeneration, PreTrainedTokenizerBase]:
-    if image_size[0] % STRIDE or image_size[1] % STRIDE:
-        raise ConfigError(f"observation.image_size {list(image_size)} must be multiples of {STRIDE} for the tiny backbone")
     if config.width % (2 * config.attention_heads):
         raise ConfigError(f"model.backbone.width {config.width} must be a multiple of 2 x attention_heads")
     tokenizer = tiny_tokenizer()

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PhiConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PhiConfig, PreTrainedConfig
 
 from anyvla.models.backbones.parts import (
     MergedModel,
@@ -130,12 +130,6 @@ class MoondreamModel(MergedModel, MoondreamPreTrainedModel):
 class MoondreamForConditionalGeneration(OwnForConditionalGeneration, MoondreamPreTrainedModel):
     model_class = MoondreamModel
     head_bias = True
-
-
-def register_moondream() -> None:
-    """Make the model known to transformers' Auto classes."""
-    AutoConfig.register(MoondreamConfig.model_type, MoondreamConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(MoondreamConfig, MoondreamForConditionalGeneration, exist_ok=True)
 
 
 _OLD = r"vision_encoder\.encoder\.model\.visual\."

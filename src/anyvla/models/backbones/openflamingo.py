@@ -21,7 +21,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForImageTextToText,
     GPTNeoXConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -303,12 +302,6 @@ class OpenFlamingoForConditionalGeneration(OwnForConditionalGeneration, OpenFlam
         embedding = {"mpt": "wte", "gpt_neox": "embed_in"}.get(config.text_config.model_type, "embed_tokens")
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{embedding}.weight"}
         super().__init__(config)
-
-
-def register_openflamingo() -> None:
-    """Make the model known to transformers' Auto classes."""
-    AutoConfig.register(OpenFlamingoConfig.model_type, OpenFlamingoConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(OpenFlamingoConfig, OpenFlamingoForConditionalGeneration, exist_ok=True)
 
 
 _RULES: list[tuple[str, str | None]] = [

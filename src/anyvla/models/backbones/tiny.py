@@ -17,8 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
     Cache,
     DynamicCache,
     PreTrainedConfig,
@@ -271,12 +269,6 @@ class TinyVLMForConditionalGeneration(TinyVLMPreTrainedModel):
         output = self.model(input_ids, pixel_values, attention_mask, past_key_values, use_cache)
         output.logits = self.lm_head(output.last_hidden_state)
         return output
-
-
-def register_tiny() -> None:
-    """Make the model known to transformers' Auto classes."""
-    AutoConfig.register(TinyVLMConfig.model_type, TinyVLMConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(TinyVLMConfig, TinyVLMForConditionalGeneration, exist_ok=True)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

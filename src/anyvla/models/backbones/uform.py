@@ -15,7 +15,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForImageTextToText,
     LlamaConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -174,12 +173,6 @@ class UFormGenModel(MergedModel, UFormGenPreTrainedModel):
 class UFormGenForConditionalGeneration(OwnForConditionalGeneration, UFormGenPreTrainedModel):
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     model_class = UFormGenModel
-
-
-def register_uform_gen() -> None:
-    """Make the model known to transformers' Auto classes."""
-    AutoConfig.register(UFormGenConfig.model_type, UFormGenConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(UFormGenConfig, UFormGenForConditionalGeneration, exist_ok=True)
 
 
 _TOWER, _POOLER = "model.vision_tower.", "model.multi_modal_projector.pooler."

@@ -18,9 +18,13 @@ from anyvla.config import DiscreteHeadConfig
 class DiscreteHead(nn.Module):
     """Normalised chunks (B, L, A) <-> B sequences of ``length`` = L x A tokens, action after action, dimension by dimension."""
 
+    history = 1  # what came before is in the backbone's sequence, if anywhere
+    allowed: torch.Tensor  # (A, bins) bool
+
     def __init__(self, config: DiscreteHeadConfig, width: int, spec: ActionSpec, chunk: int, scale: float) -> None:
         super().__init__()
         self.discretizer = make_discretizer(spec, config.bins)
+        self.register_buffer("allowed", self.discretizer.allowed, persistent=False)
         self.chunk = chunk
         self.length = chunk * len(spec)
         self.embedding = nn.Embedding(config.bins, width)
@@ -52,5 +56,5 @@ class DiscreteHead(nn.Module):
 
     def choose(self, step: int, hidden: torch.Tensor) -> torch.Tensor:
         """The most likely token at place ``step`` of the sequence, of those that its dimension has: (B, D) -> (B,)."""
-        allowed = self.discretizer.allowed[step % (self.length // self.chunk)].to(hidden.device)
+        allowed = self.allowed[step % (self.length // self.chunk)]
         return self.output(hidden).masked_fill(~allowed, float("-inf")).argmax(-1)

@@ -74,8 +74,6 @@ class Family:
 
     def count_tokens(self) -> int:
         """Placeholders per image."""
-        if self.config.model_type.startswith("anyvla_"):  # of our own models
-            return int(self.config.image_seq_length)
         return self.patches() + (getattr(self.config, "vision_feature_select_strategy", "default") == "full")
 
     def placeholders(self, ids: Sequence[int]) -> list[bool]:
@@ -179,6 +177,13 @@ class Family:
         """(h, w) that the model was trained with, from its image processor's settings."""
         own = pair(config.vision_config.image_size)
         return own[0], own[1]
+
+
+class CountedFamily(Family):
+    """Whose configuration says how many placeholders an image has."""
+
+    def count_tokens(self) -> int:
+        return int(self.config.image_seq_length)
 
 
 def attended_images(sequence: TokenSequence) -> torch.Tensor:

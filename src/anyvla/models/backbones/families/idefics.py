@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from anyvla.models.backbones.families.base import Family, attended_images, batched
+from anyvla.models.backbones.families.base import CountedFamily, Family, attended_images, batched
 
 if TYPE_CHECKING:
     from anyvla.models.backbones.sequence import TokenSequence
@@ -136,12 +136,9 @@ class MllamaFamily(Family):
         }
 
 
-class OpenFlamingoFamily(Family):
+class OpenFlamingoFamily(CountedFamily):
     template = "{images}{text}"  # with what the tokenizer puts before a text: Llama's bos; the others have none
     connector = None
-
-    def count_tokens(self) -> int:
-        return 1
 
     def inputs(self, sequence: TokenSequence, pixels: torch.Tensor | None) -> dict[str, Any]:
         result = super().inputs(sequence, pixels)

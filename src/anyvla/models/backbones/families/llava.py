@@ -10,18 +10,17 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import select_best_resolution
 
-from anyvla.models.backbones.families.base import Family
+from anyvla.models.backbones.families.base import CountedFamily, Family
+from anyvla.models.backbones.tiny import STRIDE
 
 if TYPE_CHECKING:
     from anyvla.models.backbones.sequence import TokenSequence
 
 
-class TinyFamily(Family):
+class TinyFamily(CountedFamily):
     template = "<bos>{images}{text}"
     special_tokens = False
-
-    def check_image_size(self) -> None:
-        pass  # the model is made for the size
+    multiple = STRIDE
 
 
 class PlainFamily(Family):
@@ -102,17 +101,14 @@ class LlavaOnevisionFamily(Family):
         return result | {"pixel_values": pixels[:, None], "image_sizes": sizes, "batch_num_images": many}
 
 
-class InternVLFamily(Family):
+class InternVLFamily(CountedFamily):
     template = "<|im_start|>user\n{images}\n{text}<|im_end|>\n<|im_start|>assistant\n"
-
-    def count_tokens(self) -> int:
-        return int(self.config.image_seq_length)
 
     def image_text(self) -> str:
         return f"<img>{super().image_text()}</img>"
 
 
-class UFormFamily(Family):
+class UFormFamily(CountedFamily):
     """Both generations chat in the same words; a tokenizer with a bos does not add it to a chat."""
 
     template = (
@@ -122,7 +118,7 @@ class UFormFamily(Family):
     special_tokens = False
 
 
-class MoondreamFamily(Family):
+class MoondreamFamily(CountedFamily):
     """Its image token may lie behind the vocabulary, where no text can name it."""
 
     template = "\n\nQuestion: {text}\n\nAnswer:"
