@@ -47,7 +47,7 @@ def run_row(name: str, out: Path, arguments: argparse.Namespace) -> dict[str, An
         [
             f"seed={arguments.seed}",
             f"out={out / name}",
-            f"data.path={out / 'data'}",
+            f"data.source.path={out / 'data'}",
             f"data.cache={out / 'cache'}",
             f"model.structure.type={structure}",
             f"model.head={head}",

@@ -76,7 +76,7 @@ def main() -> None:
             assert same.all(), "the two readers must give the same pixels"
         warm_ms, plain_ms = milliseconds(ours, 2000), milliseconds(plain, 40)
 
-        config = load_config("nav-tiny", [f"data.path={folder}", f"data.cache={cache}"])
+        config = load_config("nav-tiny", [f"data.source.path={folder}", f"data.cache={cache}"])
         train = prepare_data(config).train
         indices = iter(rng.integers(len(train), size=10_000).tolist())
         sample_ms = milliseconds(lambda: train[Item(0, next(indices))], 500)

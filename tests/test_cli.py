@@ -36,7 +36,7 @@ def test_a_mistake_is_one_line_without_a_traceback() -> None:
         (("trian",), "Did you mean 'train'?"),
         (("eval", "/nowhere"), "/nowhere: no such folder"),
         (("inspect", "data", "/nowhere"), "/nowhere: no such file or folder"),
-        (("train", "nav-tiny"), "data.path is not set"),
+        (("train", "nav-tiny"), "data.source.path is not set"),
         (("collect", "nav", "--out", "/tmp/x", "--size", "big"), "WIDTHxHEIGHT"),
         (("collect", "nav", "--out", "/tmp/x", "--scenario", "3box"), "no scenario matches '3box'"),
         (("compare", "/nowhere/a.json", "/nowhere/b.json"), "no result file"),
@@ -79,7 +79,7 @@ def test_looking_at_recipes_and_the_schema() -> None:
 
 
 def test_training_and_looking_at_the_run(make_episodes, tiny_overrides, tmp_path: Path) -> None:
-    result = anyvla("train", "nav-tiny", *tiny_overrides, f"data.path={make_episodes(9, 9, 9)}")
+    result = anyvla("train", "nav-tiny", *tiny_overrides, f"data.source.path={make_episodes(9, 9, 9)}")
     assert result.returncode == 0, result.stderr
     assert "step 6/6" in result.stderr
     shown = anyvla("inspect", "run", tmp_path / "run")

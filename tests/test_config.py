@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from anyvla.config import Config, Settings, json_schema, load_config, parse_config, recipe_names
+from anyvla.config import Config, json_schema, load_config, parse_config, recipe_names
 from anyvla.errors import ConfigError
+from anyvla.settings import Settings
 from tests.conftest import write_conversations, write_episode
 
 
@@ -117,7 +118,13 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     for path in folder.iterdir():
         rear = np.zeros((9, 8, 8, 3), np.uint8)
         write_episode(path, 9, states=np.zeros((9, 1)), state_names=["yaw"], further_images={"rear": rear})
-    overrides = [*tiny_overrides, f"data.path={folder}", "observation.cameras=[front]", "training.steps=2", "training.warmup=1"]
+    overrides = [
+        *tiny_overrides,
+        f"data.source.path={folder}",
+        "observation.cameras=[front]",
+        "training.steps=2",
+        "training.warmup=1",
+    ]
     objectives = [
         "objectives.caption={}",
         f"objectives.conversations={{path: {write_conversations(tmp_path / 'talk')}}}",

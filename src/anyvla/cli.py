@@ -48,6 +48,11 @@ app.add_typer(collect_app, name="collect")
 app.add_typer(inspect_app, name="inspect")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", show_default=False)]
+SourceSettings = Annotated[
+    list[str] | None,
+    typer.Argument(help="settings of the source as key=value; type=FORMAT if it is not found", show_default=False),
+]
+Spec = Annotated[str | None, typer.Option(help="action spec; that of the data if not given")]
 Seed = Annotated[int, typer.Option(min=0)]
 Workers = Annotated[int, typer.Option(min=1, help="simulation processes")]
 Checkpoint = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
@@ -244,15 +249,16 @@ def compare(
 @inspect_app.command("data")
 def inspect_data_command(
     path: Annotated[Path, typer.Argument(help="folder of episodes")],
-    spec: Annotated[str, typer.Option(help="action spec")] = "nav2",
+    settings: SourceSettings = None,
+    spec: Spec = None,
     out: Annotated[Path, typer.Option(help="folder of the pictures")] = Path("runs/inspect"),
 ) -> None:
     """Counts, lengths, action histograms, a contact sheet, and what is wrong."""
-    from anyvla.config import DataConfig
+    from anyvla.actions.spec import action_spec
     from anyvla.data.inspect import inspect_data
-    from anyvla.data.prepare import open_source
+    from anyvla.data.sources.opening import open_source, source_at
 
-    source = open_source(DataConfig(path=path, on_bad_episode="skip"), spec)
+    source = open_source(source_at(path, settings or ()), action_spec(spec) if spec else None, "skip")
     report = inspect_data(source, out)
     console = Console()
     summary = report.summary
@@ -333,15 +339,16 @@ def inspect_schema() -> None:
 @app.command()
 def stats(
     path: Annotated[Path, typer.Argument(help="folder of episodes")],
-    spec: Annotated[str, typer.Option(help="action spec")] = "nav2",
+    settings: SourceSettings = None,
+    spec: Spec = None,
     on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",
 ) -> None:
     """Exact action statistics, as JSON."""
-    from anyvla.config import DataConfig
-    from anyvla.data.prepare import open_source
+    from anyvla.actions.spec import action_spec
+    from anyvla.data.sources.opening import open_source, source_at
     from anyvla.data.stats import action_statistics, statistics_to_dict
 
-    source = open_source(DataConfig(path=path, on_bad_episode=on_bad_episode), spec)
+    source = open_source(source_at(path, settings or ()), action_spec(spec) if spec else None, on_bad_episode)
     episodes = [source.episode(i) for i in range(len(source))]
     values = statistics_to_dict(action_statistics(episodes))
     print(json.dumps({"names": source.spec.names, "episodes": len(episodes), **values}, indent=1))

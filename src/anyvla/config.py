@@ -14,22 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from anyvla.actions.normalize import NormalizerKind
 from anyvla.actions.spec import action_spec
 from anyvla.errors import ConfigError, did_you_mean
-
-OnBadEpisode = Literal["error", "skip"]
-Fit = Literal["stretch", "pad", "crop"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Settings(BaseModel):
-    """Base of all sections: frozen, strict about types, unknown keys refused with the nearest right one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from anyvla.settings import Fit, Fraction, OnBadEpisode, Positive, Settings
+from anyvla.source_config import MobileH5Config, SourceConfig
 
 
 class AugmentConfig(Settings):
@@ -47,10 +38,8 @@ class AugmentConfig(Settings):
 class DataConfig(Settings):
     """Where the episodes are and how windows are drawn from them."""
 
-    type: Literal["mobile_h5"] = Field("mobile_h5", description="format of the episodes")
-    path: Path | None = Field(None, description="folder (or file) of the episodes")
+    source: SourceConfig = MobileH5Config()
     on_bad_episode: OnBadEpisode = Field("error", description="stop at a damaged episode, or skip and count it")
-    language: Literal["en", "ko"] = Field("en", description="of the sentence made from a scenario, where an episode has none")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of the episodes held out")
     cache: Path | None = Field(None, description="folder of the frame cache; ~/.cache/anyvla if null")
     workers: int = Field(0, ge=0, description="processes that load batches; 0 loads them in the training process")

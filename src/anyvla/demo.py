@@ -56,7 +56,7 @@ def run_demo(
     stages = _Stages(out / "stages.json")
     with stages.time("collect"):
         collect_nav(out / "data", "1box", demonstrations, seed, IMAGE_SIZE, workers=workers)
-    overrides = [f"seed={seed}", f"out={out / 'run'}", f"data.path={out / 'data'}", f"data.cache={out / 'cache'}"]
+    overrides = [f"seed={seed}", f"out={out / 'run'}", f"data.source.path={out / 'data'}", f"data.cache={out / 'cache'}"]
     overrides += [f"training.steps={steps}"] if steps else []
     config = load_config("nav-tiny", overrides)
     with stages.time("train"):

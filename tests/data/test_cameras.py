@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(folder: Path, tiny_overrides) -> Callable[..., PreparedData]:
     def prepare(*changes: str) -> PreparedData:
-        overrides = [*tiny_overrides, f"data.path={folder}", "data.augment={}", "data.validation=0", *changes]
+        overrides = [*tiny_overrides, f"data.source.path={folder}", "data.augment={}", "data.validation=0", *changes]
         return prepare_data(load_config("nav-tiny", overrides))
 
     return prepare

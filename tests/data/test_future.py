@@ -26,7 +26,9 @@ def prepare(make_episodes: Callable[..., Path], tiny_overrides: list[str]) -> Ca
     folder = make_episodes(9, 9, 9, 2)
 
     def make(*more: str) -> PreparedData:
-        return prepare_data(load_config("nav-tiny", [*tiny_overrides, f"data.path={folder}", "data.validation=0.3", *more]))
+        return prepare_data(
+            load_config("nav-tiny", [*tiny_overrides, f"data.source.path={folder}", "data.validation=0.3", *more])
+        )
 
     return make
 
@@ -94,7 +96,7 @@ def test_of_each_camera_what_is_wanted_and_black_frames_where_it_is_absent(tiny_
     for i in range(4):
         rear = {"rear": np.full((9, 8, 8, 3), 200, np.uint8)} if i < 3 else {}
         write_episode(folder / f"{i}_1box_hori_left.h5", 9, seed=i, further_images=rear)
-    overrides = [*tiny_overrides, f"data.path={folder}", "data.validation=0", "observation.cameras=[front, rear]"]
+    overrides = [*tiny_overrides, f"data.source.path={folder}", "data.validation=0", "observation.cameras=[front, rear]"]
     overrides += ["observation.optional_cameras=[rear]", PLAIN, "objectives.future={next: 2, cameras: [rear]}"]
     windows = prepare_data(load_config("nav-tiny", overrides)).train
     for i in range(len(windows)):

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(folder: Path, tiny_overrides):
     def prepare(*changes: str) -> PreparedData:
-        overrides = [*tiny_overrides, f"data.path={folder}", "data.validation=0.25", *SETTINGS, *changes]
+        overrides = [*tiny_overrides, f"data.source.path={folder}", "data.validation=0.25", *SETTINGS, *changes]
         return prepare_data(load_config("nav-tiny", overrides))
 
     return prepare

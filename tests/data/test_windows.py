@@ -23,7 +23,7 @@ from anyvla.errors import ConfigError, DataError
 @pytest.fixture
 def data(make_episodes, tiny_overrides):
     folder = make_episodes(18, 18, 18, 18, 3, 1)
-    return prepare_data(load_config("nav-tiny", [*tiny_overrides, f"data.path={folder}"]))
+    return prepare_data(load_config("nav-tiny", [*tiny_overrides, f"data.source.path={folder}"]))
 
 
 def test_a_batch_has_the_promised_shapes(data) -> None:
@@ -80,7 +80,7 @@ def test_mixed_control_rates_and_unknown_cameras_are_refused(make_episodes, tiny
     from tests.conftest import write_episode
 
     folder = make_episodes(6, 6, 6)
-    overrides = [*tiny_overrides, f"data.path={folder}"]
+    overrides = [*tiny_overrides, f"data.source.path={folder}"]
     with pytest.raises(ConfigError, match="did you mean 'front'"):
         prepare_data(load_config("nav-tiny", [*overrides, "observation.cameras=[fron]"]))
     write_episode(folder / "z_1box_hori_left.h5", 6, fps=5.0)
@@ -205,7 +205,7 @@ def test_the_prompt_never_depends_on_the_actions(make_episodes, tiny_overrides, 
     from tests.conftest import write_episode
 
     folder = make_episodes(6, 6, 6)
-    config = load_config("nav-tiny", [*tiny_overrides, f"data.path={folder}", "data.validation=0"])
+    config = load_config("nav-tiny", [*tiny_overrides, f"data.source.path={folder}", "data.validation=0"])
     before = {sample["prompt"] for sample in (prepare_data(config).train[Item(0, i)] for i in range(9))}
     for i, side in enumerate(("left", "right", "left")):
         write_episode(

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 def overrides(folder: Path, tiny_overrides: list[str]) -> list[str]:
     return [
         *tiny_overrides,
-        f"data.path={folder}",
+        f"data.source.path={folder}",
         "data.augment={drop_camera: 0.5}",
         "observation.optional_cameras=[rear]",
         "observation.state=[yaw,speed]",

@@ -17,7 +17,12 @@ from anyvla.training.loop import train
 
 @pytest.fixture
 def policy(make_episodes, tiny_overrides, tmp_path: Path) -> Policy:
-    overrides = [*tiny_overrides, f"data.path={make_episodes(9, 9, 9)}", "training.steps=2", "policy.execution.type=first"]
+    overrides = [
+        *tiny_overrides,
+        f"data.source.path={make_episodes(9, 9, 9)}",
+        "training.steps=2",
+        "policy.execution.type=first",
+    ]
     return Policy.load(train(load_config("nav-tiny", overrides)))
 
 

@@ -28,7 +28,12 @@ from tests.conftest import write_episode
 @pytest.fixture
 def overrides(make_episodes, tiny_overrides) -> list[str]:
     # dropout, so that a resumed run must also restore the random generator
-    return [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", "model.backbone.dropout=0.2", "training.accumulation=2"]
+    return [
+        *tiny_overrides,
+        f"data.source.path={make_episodes(*[9] * 8)}",
+        "model.backbone.dropout=0.2",
+        "training.accumulation=2",
+    ]
 
 
 def _run(overrides: list[str], out: Path, *more: str, resume: bool = False) -> Path:
@@ -138,13 +143,13 @@ def test_data_that_changed_are_noticed_at_resume(overrides, tmp_path: Path) -> N
     state = resolve_checkpoint(run) / "training_state" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 2}))
     copy = shutil.copytree(tmp_path / "episodes", tmp_path / "copy")
-    _run([*overrides, f"data.path={copy}"], run, *settings, resume=True)
+    _run([*overrides, f"data.source.path={copy}"], run, *settings, resume=True)
     state = resolve_checkpoint(run) / "training_state" / "state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 2}))
     for path in copy.iterdir():
         write_episode(path, 9, seed=1234, instruction="Pass the box on the left and stop at the ball.")
     with pytest.raises(ConfigError, match="the data have changed"):
-        _run([*overrides, f"data.path={copy}"], run, *settings, resume=True)
+        _run([*overrides, f"data.source.path={copy}"], run, *settings, resume=True)
 
 
 def test_what_the_user_puts_among_the_checkpoints_stays(overrides, tmp_path: Path) -> None:
@@ -214,7 +219,13 @@ def test_a_process_without_a_window_to_validate_does_not_hold_up_the_others(
     make_episodes, tiny_overrides, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
-    command += ["train", "nav-tiny", *tiny_overrides, f"data.path={make_episodes(*[9] * 4)}", "training.validation_windows=1"]
+    command += [
+        "train",
+        "nav-tiny",
+        *tiny_overrides,
+        f"data.source.path={make_episodes(*[9] * 4)}",
+        "training.validation_windows=1",
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -228,7 +239,7 @@ def test_mixed_precision_trains(overrides, tmp_path: Path, precision: str) -> No
 
 def test_two_processes_compute_what_one_does(make_episodes, tiny_overrides, tmp_path: Path) -> None:
     # chunks of one action are masked nowhere: the mean over both processes is the mean over the batch
-    overrides = [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", "actions.chunk=1"]
+    overrides = [*tiny_overrides, f"data.source.path={make_episodes(*[9] * 8)}", "actions.chunk=1"]
     one = _run(overrides, tmp_path / "one", "training.batch_size=4")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
     command += ["train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2"]
@@ -253,7 +264,7 @@ def test_too_little_data_is_said_before_anything_is_trained(overrides, make_epis
     folder.mkdir()
     (make_episodes(5) / "episode_000_1box_hori_left.h5").rename(folder / "a_1box_hori_left.h5")
     with pytest.raises(DataError, match="too few to hold out"):
-        _run([*overrides, f"data.path={folder}"], tmp_path / "run")
+        _run([*overrides, f"data.source.path={folder}"], tmp_path / "run")
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
@@ -271,7 +282,7 @@ def test_norms_biases_embeddings_and_queries_do_not_decay(make_episodes, tiny_ov
     from anyvla.checkpoint import build_model
     from anyvla.data.prepare import prepare_data
 
-    config = load_config("nav-tiny", [*tiny_overrides, f"data.path={make_episodes(9, 9)}"])
+    config = load_config("nav-tiny", [*tiny_overrides, f"data.source.path={make_episodes(9, 9)}"])
     model = build_model(config, prepare_data(config).transforms)
     decay, free = parameter_groups(model, config.training, config.tuning)
     names = {id(p): name for name, p in model.named_parameters()}

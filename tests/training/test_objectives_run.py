@@ -27,7 +27,7 @@ PARTS = ("action", "huber", "caption", "conversations", "future", "alignment")
 def overrides(make_episodes, tiny_overrides, tmp_path: Path) -> list[str]:
     return [
         *tiny_overrides,
-        f"data.path={make_episodes(*[9] * 8)}",
+        f"data.source.path={make_episodes(*[9] * 8)}",
         "model.backbone.dropout=0.2",
         "training.accumulation=2",
         "objectives.caption={}",

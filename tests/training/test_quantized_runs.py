@@ -35,7 +35,7 @@ def overrides(make_episodes, tiny_overrides, folder: Path) -> list[str]:
     kept = [item for item in tiny_overrides if "model.backbone" not in item]
     return [
         *kept,
-        f"data.path={make_episodes(*[9] * 8)}",
+        f"data.source.path={make_episodes(*[9] * 8)}",
         f"model.backbone={{type: pretrained, path: {folder}}}",
         "observation.image_size=[28,28]",
         "training.learning_rate=0.01",

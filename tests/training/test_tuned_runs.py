@@ -30,7 +30,7 @@ TUNING = [
 
 @pytest.fixture
 def overrides(make_episodes, tiny_overrides) -> list[str]:
-    return [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", *TUNING]
+    return [*tiny_overrides, f"data.source.path={make_episodes(*[9] * 8)}", *TUNING]
 
 
 def _run(overrides: list[str], out: Path, *more: str, resume: bool = False) -> Path:
@@ -93,7 +93,7 @@ def test_export_on_the_command_line(overrides, tmp_path: Path) -> None:
 def test_two_processes_train_a_model_with_parts_that_nothing_uses(
     make_episodes, tiny_overrides, llava_folder: Path, tmp_path: Path
 ) -> None:
-    overrides = [*tiny_overrides, f"data.path={make_episodes(*[9] * 8)}", "actions.chunk=1", "training.steps=3"]
+    overrides = [*tiny_overrides, f"data.source.path={make_episodes(*[9] * 8)}", "actions.chunk=1", "training.steps=3"]
     overrides = [item for item in overrides if "model.backbone" not in item]
     overrides += [f"model.backbone={{type: pretrained, path: {llava_folder}}}", "observation.image_size=[28,28]"]
     one = _run(overrides, tmp_path / "one", "training.batch_size=4")

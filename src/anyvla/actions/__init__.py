@@ -2,12 +2,14 @@
 
 from anyvla.actions.chunks import Windows, chunk_targets
 from anyvla.actions.normalize import Normalizer, fit_normalizer, normalizer_from_dict
-from anyvla.actions.spec import ARM7, NAV2, NAV3, ActionDim, ActionSpec
+from anyvla.actions.spec import ARM7, DELTA7, NAV2, NAV3, POSE7, ActionDim, ActionSpec
 
 __all__ = [
     "ARM7",
+    "DELTA7",
     "NAV2",
     "NAV3",
+    "POSE7",
     "ActionDim",
     "ActionSpec",
     "Normalizer",

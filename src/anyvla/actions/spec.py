@@ -123,17 +123,38 @@ def _check_keys(path: str, value: Any, known: Mapping[str, Any], needed: set[str
         raise ConfigError(f"{where} has no {key}")
 
 
-def _arm_dims(names: Sequence[str], unit: str) -> tuple[ActionDim, ...]:
-    # dy, droll and dyaw change sign when y is mirrored in a right-handed frame (x forward, y left, z up)
-    return tuple(ActionDim(name, unit=unit, mirrored=name in ("dy", "droll", "dyaw")) for name in names)
+def _arm_dims(names: Sequence[str], unit: str, limit: float = 1.0) -> tuple[ActionDim, ...]:
+    # y, roll and yaw change sign when y is mirrored in a right-handed frame (x forward, y left, z up)
+    mirrored = ("y", "roll", "yaw")
+    return tuple(
+        ActionDim(name, unit=unit, low=-limit, high=limit, mirrored=name.removeprefix("d") in mirrored) for name in names
+    )
 
 
+_GRIPPER = ActionDim("gripper", kind="binary", unit="1 = open", low=0.0, high=1.0)
+# changes of the pose of the hand, as CALVIN commands them; in metres and radians, as most of Open X; and poses
 ARM7 = ActionSpec(
     "arm7",
     (
         *_arm_dims(("dx", "dy", "dz"), "x 0.02 m"),
         *_arm_dims(("droll", "dpitch", "dyaw"), "x 0.05 rad"),
-        ActionDim("gripper", kind="binary", unit="1 = open", low=0.0, high=1.0),
+        _GRIPPER,
+    ),
+)
+DELTA7 = ActionSpec(
+    "delta7",
+    (
+        *_arm_dims(("dx", "dy", "dz"), "m", 0.25),
+        *_arm_dims(("droll", "dpitch", "dyaw"), "rad", 1.6),
+        _GRIPPER,
+    ),
+)
+POSE7 = ActionSpec(
+    "pose7",
+    (
+        *_arm_dims(("x", "y", "z"), "m", 2.0),
+        *_arm_dims(("roll", "pitch", "yaw"), "rad", 6.3),
+        _GRIPPER,
     ),
 )
 _LINEAR_X = ActionDim("linear_x", unit="m/s", low=-1.15, high=1.15, rate=3.0)
@@ -142,7 +163,7 @@ _ANGULAR_Z = ActionDim("angular_z", unit="rad/s", low=-1.15, high=1.15, rate=3.0
 NAV2 = ActionSpec("nav2", (_LINEAR_X, _LINEAR_Y))
 NAV3 = ActionSpec("nav3", (_LINEAR_X, _LINEAR_Y, _ANGULAR_Z))
 
-ACTION_SPECS = {spec.name: spec for spec in (ARM7, NAV2, NAV3)}
+ACTION_SPECS = {spec.name: spec for spec in (ARM7, DELTA7, POSE7, NAV2, NAV3)}
 
 
 def action_spec(value: str | Mapping[str, Any]) -> ActionSpec:

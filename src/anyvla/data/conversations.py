@@ -25,11 +25,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from anyvla.batch import TextBatch
-from anyvla.config import ConversationsConfig, Fit, OnBadEpisode
+from anyvla.config import ConversationsConfig
 from anyvla.data.episode import Problem
 from anyvla.data.images import resize_frame
 from anyvla.data.sampler import Item
 from anyvla.errors import DataError
+from anyvla.settings import Fit, OnBadEpisode
 
 Sample = dict[str, Any]
 

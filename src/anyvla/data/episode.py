@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -42,6 +45,10 @@ class Episode(Protocol):
     def instruction(self) -> str: ...
 
     @property
+    def task(self) -> str:
+        """Name of the task, by which results and counts are grouped; empty where the format has none."""
+
+    @property
     def actions(self) -> np.ndarray:
         """(T, A) float32 in robot units: the command given while frame t was seen."""
 
@@ -75,3 +82,57 @@ class EpisodeSource(Protocol):
     def __len__(self) -> int: ...
 
     def episode(self, index: int) -> Episode: ...
+
+
+@dataclass(frozen=True)
+class ArrayEpisode:
+    """An episode in memory: what a simulator or a robot has recorded, on its way to a writer."""
+
+    name: str
+    instruction: str
+    actions: np.ndarray  # (T, A) float32
+    images: dict[str, np.ndarray]  # camera -> (T, H, W, 3) uint8 RGB
+    fps: float
+    task: str = ""
+    state_names: tuple[str, ...] = ()
+    state: np.ndarray | None = None  # (T, S) float32
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.actions.tobytes())
+        for frames in self.images.values():
+            digest.update(frames.tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def length(self) -> int:
+        return len(self.actions)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self.images)
+
+    def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+        return {camera: self.images[camera][start:stop] for camera in cameras}
+
+
+class EpisodeWriter(Protocol):
+    """Writes episodes in one format into a folder. Interrupted at any moment, only the episode under way is lost.
+
+    A folder that holds episodes is added to; ``close`` (or the end of a ``with`` block) leaves what other software can read.
+    """
+
+    path: Path
+    spec: ActionSpec
+
+    def __len__(self) -> int:
+        """Episodes that the folder holds."""
+
+    def add(self, episode: Episode) -> None:
+        """Append one episode. Raises DataError where the format cannot hold it, or the disk is full."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...

@@ -10,17 +10,18 @@ import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, fit_normalizer
 from anyvla.actions.spec import action_spec
-from anyvla.config import ActionsConfig, Config, DataConfig, FutureConfig, OnBadEpisode
+from anyvla.config import ActionsConfig, Config, FutureConfig
 from anyvla.data.augment import Augmentation
 from anyvla.data.conversations import ConversationDataset, load_conversations
 from anyvla.data.dataset import WindowDataset
 from anyvla.data.episode import Episode, EpisodeSource, Problem
-from anyvla.data.sources.mobile_h5 import MobileH5Source
+from anyvla.data.sources.opening import open_source
 from anyvla.data.state import fit_state
 from anyvla.data.stats import Statistics, action_statistics, state_statistics
 from anyvla.data.store import open_store
 from anyvla.data.transforms import Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
+from anyvla.settings import OnBadEpisode
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,18 @@ class PreparedData:
         }
 
 
-def open_source(config: DataConfig, spec_setting: str | dict, state: Sequence[str] | None = None) -> EpisodeSource:
-    """The source that ``config`` names; ``state``: names of the state that every episode must have, None: what each has."""
-    if config.path is None:
-        raise ConfigError("data.path is not set: the folder of the episodes")
-    return MobileH5Source(config.path, action_spec(spec_setting), config.on_bad_episode, config.language, state)
-
-
 def prepare_data(config: Config) -> PreparedData:
     """Everything that training needs of the data.
 
     Raises:
         DataError: the data cannot be used; see the source and the store.
-        ConfigError: a camera that the data or the model lack, or that a policy would never learn to do without; no data.path.
+        ConfigError: a camera that the data or the model lack, or that a policy would never learn to do without; no data.source.path.
     """
     image_size = config.observation.image_size
     if image_size is None:
         raise ConfigError("observation.image_size is not set: what the backbone takes is not known to the data")
     state_names = config.observation.state or []
-    source = open_source(config.data, config.actions.spec, state_names)
+    source = open_source(config.data.source, action_spec(config.actions.spec), config.data.on_bad_episode, state_names)
     cameras = tuple(config.observation.cameras or source.cameras)
     optional = tuple(config.observation.optional_cameras)
     for camera in (*cameras, *optional):

@@ -136,8 +136,8 @@ def _obstacle(source: Source, family: Family, recipe: dict[str, Any]) -> str | N
 
 def _data(source: Source, open_x: bool) -> dict[str, Any]:
     data: dict[str, Any] = {"workers": _first(source.map("num_workers", "data.workers", 0))}
-    source.drop("train_dataset.type", "set data.type and data.path to your copy of the data")
-    source.drop("train_dataset.data_dir", "set data.path to your copy of the data")
+    source.drop("train_dataset.type", "set data.source.type and data.source.path to your copy of the data")
+    source.drop("train_dataset.data_dir", "set data.source.path to your copy of the data")
     augment: dict[str, float] = {}
     size = source.look("image_size", 224)
     pad = source.map("train_dataset.rgb_pad", "data.augment.shift", -1)

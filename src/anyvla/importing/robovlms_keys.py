@@ -99,7 +99,7 @@ DROPPED = {
     r"trainer\.check_val_every_n_epoch": "validation is counted in steps: training.validate_every",
     r"trainer\.\w+": "an argument of Lightning's Trainer, which is not used",
     r"val_dataset(\[\d+\])?(\..*)?": "the recipe holds episodes out: data.validation",
-    r"train_dataset\.(data_root_dir|data_mix)": "set data.type and data.path to your copy of Open X-Embodiment",
+    r"train_dataset\.(data_root_dir|data_mix)": "set data.source.type and data.source.path to your copy of Open X-Embodiment",
     r"train_dataset\.(mode|organize_type|shuffle_buffer_size|train)": "every frame begins a window; a seed decides the order",
     r"train_dataset\.traj_cons": "a shift is always drawn once per window",
     r"train_dataset\[\d+\](\..*)?": "one of several sources; name the one with actions in `data`",

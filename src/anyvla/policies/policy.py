@@ -159,19 +159,20 @@ class Policy:
     def act_batch(
         self,
         sessions: Sequence[Session],
-        images: Sequence[Mapping[str, np.ndarray]],
+        images: Sequence[Mapping[str, np.ndarray] | None],
         *,
         states: Sequence[ArrayLike | None] | None = None,
         observation_ages: Sequence[float] | None = None,
     ) -> list[np.ndarray]:
-        """``act`` for several episodes in one forward pass; the sessions' states move on by one step."""
+        """``act`` for several episodes in one forward pass; the sessions' states move on by one step.
+
+        Images that the policy does not look at may be None, see ``looks``.
+        """
         ages = observation_ages or [0.0] * len(sessions)
         states = states or [None] * len(sessions)
-        # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
-        every_frame = self._model.history > 1
-        due = [i for i, session in enumerate(sessions) if every_frame or session.execution.needs_chunk()]
+        due = [i for i, session in enumerate(sessions) if self.looks(session)]
         if due:
-            self._predict([sessions[i] for i in due], [images[i] for i in due], [states[i] for i in due])
+            self._predict([sessions[i] for i in due], [images[i] or {} for i in due], [states[i] for i in due])
         actions = []
         for session, age in zip(sessions, ages, strict=True):
             action = session.execution.action(session.chunk)
@@ -179,6 +180,11 @@ class Policy:
             session.last = session.safety.filter(action, observation_age=age, action_age=predicted)
             actions.append(session.last.action)
         return actions
+
+    def looks(self, session: Session) -> bool:
+        """Whether the next action of ``session`` depends on its images; where not, a simulator need not render them."""
+        # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
+        return self._model.history > 1 or session.execution.needs_chunk()
 
     def _predict(
         self,

@@ -48,7 +48,7 @@ from anyvla.training.tracking import MetricsFile
 
 # settings that may differ when a run goes on: they change neither the model nor the path it takes
 _MAY_CHANGE = {
-    "out", "data.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
+    "out", "data.source.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
     "training.save_every", "training.trackers", "training.validation_windows", "tuning.gradient_checkpointing",
     "objectives.conversations.path", "objectives.conversations.images",
 }  # fmt: skip

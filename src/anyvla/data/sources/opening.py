@@ -1,0 +1,64 @@
+"""From the settings of a source, or only its path, to the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anyvla.actions.spec import NAV2, ActionSpec
+from anyvla.config import parse_config
+from anyvla.data.episode import EpisodeSource
+from anyvla.errors import ConfigError, DataError
+from anyvla.settings import OnBadEpisode
+from anyvla.source_config import MixtureConfig, SingleSourceConfig, SourceConfig
+
+
+def open_source(
+    config: SourceConfig,
+    spec: ActionSpec | None = None,
+    on_bad_episode: OnBadEpisode = "error",
+    state: Sequence[str] | None = None,
+) -> EpisodeSource:
+    """The source that ``config`` describes.
+
+    Args:
+        spec: the actions wanted; None: as the format has them.
+        state: names of the numbers of the robot's state that every episode must have, in the order wanted; None: what each has.
+
+    Raises:
+        ConfigError: no path, or a format that does not hold these actions. DataError: nothing usable there.
+    """
+    if isinstance(config, MixtureConfig):
+        raise ConfigError("a mixture is opened source by source")
+    if config.path is None:
+        raise ConfigError("data.source.path is not set: the folder of the episodes")
+    from anyvla.data.sources.mobile_h5 import MobileH5Source
+
+    return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
+
+
+def source_at(path: Path, settings: Sequence[str] = ()) -> SingleSourceConfig:
+    """The settings of the source at ``path``; its format is found by what lies there.
+
+    Args:
+        settings: ``key=value`` of the source's own settings, such as ``split=validation``; ``type=...`` names the format.
+
+    Raises:
+        DataError: nothing known lies there. ConfigError: an unknown setting.
+    """
+    kind = next((setting.removeprefix("type=") for setting in settings if setting.startswith("type=")), None)
+    rest = [f"data.source.{setting}" for setting in settings if not setting.startswith("type=")]
+    tree = f"data: {{source: {{type: {kind or detect_format(path)}}}}}"
+    source = parse_config(tree, [f"data.source.path={path}", *rest], str(path)).data.source
+    if isinstance(source, MixtureConfig):
+        raise ConfigError("a mixture is described in a recipe, not on the command line")
+    return source
+
+
+def detect_format(path: Path) -> str:
+    """The type of the source at ``path``; raises DataError if it is none that is known."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
+        return "mobile_h5"
+    raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")

@@ -1,0 +1,51 @@
+"""Settings of the sources: one class per format, told apart by ``type``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from anyvla.errors import did_you_mean
+from anyvla.settings import Settings
+
+PATH = Field(None, description="folder (or file) of the episodes")
+
+
+class MobileH5Config(Settings):
+    """Mobile navigation, one HDF5 file an episode."""
+
+    type: Literal["mobile_h5"] = "mobile_h5"
+    path: Path | None = PATH
+    language: Literal["en", "ko"] = Field("en", description="of the sentence made from a scenario, where an episode has none")
+
+
+Weight = Annotated[float, Field(gt=0)]
+SingleSourceConfig = MobileH5Config  # a union, with one line for each format
+
+
+class MixtureConfig(Settings):
+    """Several sources at once, each with the scale of its own actions and states."""
+
+    type: Literal["mixture"] = "mixture"
+    sources: dict[str, SingleSourceConfig] = Field(min_length=2, description="name -> source")
+    weights: dict[str, Weight] | None = Field(
+        None, description="name -> share of the windows, in any unit; as many as each source has if null"
+    )
+    cameras: dict[str, dict[str, str]] = Field({}, description="name -> {camera of the source: camera of the model}")
+    batches: Literal["sample", "source"] = Field("sample", description="draw the source anew for every window, or for a batch")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> MixtureConfig:
+        for key, names in (("weights", self.weights), ("cameras", self.cameras)):
+            for name in names or ():
+                if name not in self.sources:
+                    raise ValueError(f"{key}: there is no source {name!r}{did_you_mean(name, self.sources)}")
+        missing = [name for name in self.sources if self.weights is not None and name not in self.weights]
+        if missing:
+            raise ValueError(f"weights: none for {', '.join(missing)}")
+        return self
+
+
+SourceConfig = Annotated[SingleSourceConfig | MixtureConfig, Field(discriminator="type")]
