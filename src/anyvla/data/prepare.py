@@ -63,7 +63,7 @@ def prepare_data(config: Config) -> PreparedData:
 
     Raises:
         DataError: the data cannot be used; see the source and the store.
-        ConfigError: a camera that the data or the model lack, or that a policy would never learn to do without; no data.source.path.
+        ConfigError: a camera that the data or the model lack, or that a policy would never learn to do without; no path.
     """
     image_size = config.observation.image_size
     if image_size is None:
