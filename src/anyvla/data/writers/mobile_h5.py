@@ -1,4 +1,4 @@
-"""Writers of episode files. A file appears under its name only when it is complete."""
+"""Writing mobile navigation HDF5, one file an episode."""
 
 from __future__ import annotations
 
