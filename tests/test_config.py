@@ -105,11 +105,12 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     from anyvla.policies.policy import Policy
     from anyvla.training.loop import train
 
+    own = ("config.py", "source_config.py")
     read: set[tuple[str, str]] = set()
     original = BaseModel.__getattribute__
 
     def note(self, name: str):
-        if name in type(self).model_fields and Path(sys._getframe(1).f_code.co_filename).name != "config.py":
+        if name in type(self).model_fields and Path(sys._getframe(1).f_code.co_filename).name not in own:
             read.add((type(self).__name__, name))
         return original(self, name)
 
@@ -125,6 +126,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
         "training.steps=2",
         "training.warmup=1",
     ]
+    one = f"{{type: mobile_h5, path: {folder}}}"
     objectives = [
         "objectives.caption={}",
         f"objectives.conversations={{path: {write_conversations(tmp_path / 'talk')}}}",
@@ -146,10 +148,11 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
                 "observation={state: [yaw], mirrored_state: [yaw], optional_cameras: [rear], image_size: [32, 48]}",
                 "data.augment.drop_camera=0.5",
             ],
+            [f"data.source={{type: mixture, weights: {{a: 1, b: 2}}, sources: {{a: {one}, b: {one}}}}}"],
         ]
     ):
         run = train(load_config("nav-tiny", [*overrides, *changes, f"out={tmp_path / str(i)}"]))
-        policy = Policy.load(run)
+        policy = Policy.load(run, source="a" if "mixture" in changes[0] else None)
         policy.reset("go")
         policy.act({"front": np.zeros((8, 8, 3), np.uint8)}, state=[0.5] if policy.spec().state else None)
     # what the two runs above do not come by

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -41,6 +41,9 @@ class DataConfig(Settings):
     source: SourceConfig = MobileH5Config()
     on_bad_episode: OnBadEpisode = Field("error", description="stop at a damaged episode, or skip and count it")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="fraction of the episodes held out")
+    store: Literal["auto", "cache", "direct"] = Field(
+        "auto", description="decode all frames once into the cache, or each when it is drawn; auto: the cache if it has room"
+    )
     cache: Path | None = Field(None, description="folder of the frame cache; ~/.cache/anyvla if null")
     workers: int = Field(0, ge=0, description="processes that load batches; 0 loads them in the training process")
     augment: AugmentConfig = AugmentConfig()
@@ -84,7 +87,9 @@ class ObservationConfig(Settings):
 class ActionsConfig(Settings):
     """What the model predicts."""
 
-    spec: str | dict[str, Any] = Field("nav2", description="arm7, nav2, nav3, or a mapping with name and dims")
+    spec: str | dict[str, Any] | None = Field(
+        "nav2", description="arm7, delta7, pose7, nav2, nav3, or a mapping with name and dims; that of the data if null"
+    )
     window: Positive = Field(8, description="H, observations in a window")
     chunk: Positive = Field(10, description="L, actions predicted at each step")
     normalization: NormalizerKind = "quantile"
@@ -108,9 +113,10 @@ class ActionsConfig(Settings):
 
     @field_validator("spec")
     @classmethod
-    def _spec_is_one(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+    def _spec_is_one(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         try:
-            action_spec(value)
+            if value is not None:
+                action_spec(value)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return value
@@ -630,12 +636,19 @@ def _explain(error: ValidationError, tree: Any) -> list[str]:
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
     """The keys of the section at ``location``, which holds the tags of unions beside the keys."""
-    candidates: list[type[Settings]] = [Config]
+    here: list[Any] = [Config]
     for part in location:
-        if part in candidates[0].model_fields and len(candidates) == 1:
-            annotation = candidates[0].model_fields[str(part)].annotation
-            members = get_args(annotation) or (annotation,)
-            candidates = [member for member in members if isinstance(member, type) and issubclass(member, Settings)]
+        if get_origin(here[0]) is dict:
+            here = _members(get_args(here[0])[1])
+        elif len(here) == 1 and part in here[0].model_fields:
+            here = _members(here[0].model_fields[str(part)].annotation)
         else:
-            candidates = [member for member in candidates if member.model_fields["type"].default == part]
-    return list(candidates[0].model_fields)
+            here = [section for section in here if section.model_fields["type"].default == part]
+    return list(here[0].model_fields)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The sections, or mappings of sections, that an annotation allows."""
+    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, Settings)):
+        return [annotation]
+    return [member for argument in get_args(annotation) for member in _members(argument)]

@@ -82,8 +82,7 @@ def test_nothing_is_loaded_for_nothing(prepare: Callable[..., PreparedData], mon
     monkeypatch.setattr(FrameStore, "read", note)
     data = prepare("objectives.future={next: 2}")
     assert prepare().train[Item(0, 0)]
-    assert data.validation is not None
-    sample = data.validation[Item(0, 0)]
+    sample = data.validation[""][Item(0, 0)]
     assert max(read) == 4
     assert "future" not in sample
     assert data.train[Item(0, 0)]

@@ -159,7 +159,7 @@ def test_mirroring_needs_to_know_what_it_does_to_the_state() -> None:
 def test_statistics_come_from_the_training_episodes_only(prepare) -> None:
     data = prepare()
     training = np.concatenate([episode.state for episode in data.train.episodes])
-    held_out = np.concatenate([episode.state for episode in data.validation.episodes])
+    held_out = np.concatenate([episode.state for episode in data.validation[""].episodes])
     mean = data.transforms.state.statistics["mean"]
     np.testing.assert_allclose(mean, training.mean(0), rtol=1e-5)
     assert np.abs(mean - np.concatenate([training, held_out]).mean(0)).max() > 1e-3

@@ -29,12 +29,15 @@ class Windows:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def first(self, episode: int) -> int:
+        """The index of the first window of ``episode``."""
+        return int(self._ends[episode - 1]) if episode else 0
+
     def __getitem__(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         episode = int(np.searchsorted(self._ends, index, side="right"))
-        before = int(self._ends[episode - 1]) if episode else 0
-        return episode, index - before
+        return episode, index - self.first(episode)
 
 
 def chunk_targets(actions: np.ndarray, start: int, window: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:

@@ -166,8 +166,13 @@ NAV3 = ActionSpec("nav3", (_LINEAR_X, _LINEAR_Y, _ANGULAR_Z))
 ACTION_SPECS = {spec.name: spec for spec in (ARM7, DELTA7, POSE7, NAV2, NAV3)}
 
 
-def action_spec(value: str | Mapping[str, Any]) -> ActionSpec:
-    """A built-in spec by name, or one's own from a mapping with ``name`` and ``dims``."""
+def action_spec(value: str | Mapping[str, Any] | None) -> ActionSpec:
+    """A built-in spec by name, or one's own from a mapping with ``name`` and ``dims``.
+
+    Raises ConfigError for anything else, None (which stands for the spec of some data) among it.
+    """
+    if value is None:
+        raise ConfigError("actions.spec is null, which means that of the data; here it must be named")
     if not isinstance(value, str):
         return ActionSpec.from_dict(value)
     if value not in ACTION_SPECS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,16 @@ import torch
 from anyvla.actions import Windows, chunk_targets
 from anyvla.batch import Batch
 from anyvla.data.augment import Augmentation
+from anyvla.data.direct import DirectFrames
 from anyvla.data.episode import Episode
 from anyvla.data.prompts import make_prompt
 from anyvla.data.sampler import Item
 from anyvla.data.store import FrameStore
 from anyvla.data.transforms import Transforms
+from anyvla.errors import DataError
+from anyvla.settings import OnBadEpisode
+
+_LOG = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 
@@ -26,14 +32,18 @@ class WindowDataset:
     def __init__(
         self,
         episodes: Sequence[Episode],
-        store: FrameStore,
+        store: FrameStore | DirectFrames,
         transforms: Transforms,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         future: int = 0,
         future_cameras: Sequence[str] = (),
+        on_bad_episode: OnBadEpisode = "error",
     ) -> None:
-        """``future``: N, frames of ``future_cameras`` behind each window that are loaded with it."""
+        """``future``: N, frames of ``future_cameras`` behind each window that are loaded with it.
+
+        ``on_bad_episode``: stop at frames that cannot be read when they are drawn, or draw those of the next episode instead.
+        """
         self.episodes = list(episodes)
         self.windows = Windows([episode.length for episode in episodes], transforms.window)
         self._store = store
@@ -41,6 +51,7 @@ class WindowDataset:
         self._augmentation = augmentation
         self._seed = seed
         self._future = dict.fromkeys(future_cameras, future)
+        self._on_bad_episode = on_bad_episode
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -52,6 +63,19 @@ class WindowDataset:
         name str, present (C,) bool, and state (H, S) float32 normalised or None. An absent camera has black frames.
         If frames behind the window are wanted: future camera -> (N, h, w, 3) uint8 and future_mask (N,) bool.
         """
+        if self._on_bad_episode == "error":
+            return self._sample(item)
+        index = item.index
+        for _ in self.episodes:
+            try:
+                return self._sample(Item(item.epoch, index))
+            except DataError as error:
+                episode = self.windows[index][0]
+                _LOG.warning("left out: %s", error)
+                index = self.windows.first((episode + 1) % len(self.episodes))
+        raise DataError("no frames of any episode can be read")
+
+    def _sample(self, item: Item) -> Sample:
         transforms = self._transforms
         index, start = self.windows[item.index]
         episode = self.episodes[index]

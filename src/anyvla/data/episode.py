@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,10 +74,24 @@ class Episode(Protocol):
 class EpisodeSource(Protocol):
     """A set of episodes in one format. Picklable: it holds no open file."""
 
-    name: str  # where the data are, for messages and the cache
-    spec: ActionSpec
-    cameras: tuple[str, ...]  # all that any episode has
-    problems: list[Problem]  # episodes left out because they are damaged
+    @property
+    def name(self) -> str:
+        """Where the data are, for messages and the cache."""
+
+    @property
+    def spec(self) -> ActionSpec: ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All that any episode has."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Episodes left out because they are damaged."""
+
+    @property
+    def ready(self) -> Mapping[str, tuple[int, int]]:
+        """Camera -> (H, W) of frames that lie there raw, so that reading them costs nothing."""
 
     def __len__(self) -> int: ...
 

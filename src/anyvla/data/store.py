@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -106,9 +107,7 @@ def open_store(
     Raises:
         DataError: an episode cannot be read, or the cache cannot be written.
     """
-    identity = {"version": _VERSION, "source": source.name, "cameras": sorted(cameras), "size": list(size), "fit": fit}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (cache or default_cache()) / "frames" / digest
+    identity, folder = _identity(source, cameras, size, fit, cache)
     problems: list[Problem] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +129,29 @@ def open_store(
     if not any(source.episode(i).name in entries for i in range(len(source))):
         raise DataError(f"{source.name}: no episode can be read; the first: {problems[0].reason}")
     return FrameStore(folder, cameras, size, entries), problems
+
+
+def _identity(
+    source: EpisodeSource, cameras: Sequence[str], size: tuple[int, int], fit: Fit, cache: Path | None
+) -> tuple[dict[str, Any], Path]:
+    """What a store is of, and its folder."""
+    identity = {"version": _VERSION, "source": source.name, "cameras": sorted(cameras), "size": list(size), "fit": fit}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return identity, (cache or default_cache()) / "frames" / digest
+
+
+def stored_bytes(source: EpisodeSource, cameras: Sequence[str], size: tuple[int, int], fit: Fit, cache: Path | None) -> int:
+    """What the store of ``source`` takes on the disk now; 0 if there is none."""
+    _, folder = _identity(source, cameras, size, fit, cache)
+    return sum(512 * path.stat().st_blocks for path in folder.glob("*.frames"))
+
+
+def free_room(cache: Path | None) -> int:
+    """Bytes that the disk of the cache has left."""
+    folder = (cache or default_cache()).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,37 @@ from anyvla.data.images import resize_frame
 from anyvla.data.prompts import make_prompt
 from anyvla.data.state import StateTransform
 from anyvla.data.stats import Statistics, statistics_to_dict
-from anyvla.errors import CheckpointError, DataError
+from anyvla.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from anyvla.settings import Fit
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What differs between the sources of a mixture: each has its own units, habits and rate."""
+
+    normalizer: Normalizer
+    statistics: Statistics
+    fps: float
+    state: StateTransform | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "normalizer": self.normalizer.to_dict(),
+            "statistics": statistics_to_dict(self.statistics),
+            "fps": self.fps,
+            "state": None if self.state is None else self.state.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Scale:
+        """The inverse of ``to_dict``."""
+        state = value.get("state")  # there is none in older files
+        return cls(
+            normalizer=normalizer_from_dict(value["normalizer"]),
+            statistics={name: np.array(numbers) for name, numbers in value["statistics"].items()},
+            fps=float(value["fps"]),
+            state=None if state is None else StateTransform.from_dict(state),
+        )
 
 
 @dataclass(frozen=True)
@@ -30,6 +59,7 @@ class Transforms:
     cameras: names of the images the model takes. image_size: (h, w). fit: how a frame of another shape is brought to it.
     prompt_template: see ``make_prompt``. window: H. chunk: L. fps: control steps per second of the training data.
     optional_cameras: those of ``cameras`` that an observation may lack. state: None if the model takes none.
+    mixture: name -> scale of every source, where the model was trained on several; the scale here is that of one of them.
     """
 
     spec: ActionSpec
@@ -44,6 +74,17 @@ class Transforms:
     fps: float
     optional_cameras: tuple[str, ...] = ()
     state: StateTransform | None = None
+    mixture: Mapping[str, Scale] = field(default_factory=dict)
+
+    def of(self, source: str) -> Transforms:
+        """These with the scale of one source of the mixture."""
+        if source not in self.mixture:
+            raise ConfigError(
+                f"the model was trained on no source {source!r}{did_you_mean(source, self.mixture)}; "
+                f"its sources: {', '.join(self.mixture) or 'one without a name'}"
+            )
+        scale = self.mixture[source]
+        return replace(self, normalizer=scale.normalizer, statistics=scale.statistics, fps=scale.fps, state=scale.state)
 
     def images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Camera -> (H, W, 3) uint8 of any size -> camera -> (h, w, 3) uint8, for the cameras that the model takes.
@@ -87,17 +128,15 @@ class Transforms:
     def to_json(self) -> str:
         value = {
             "spec": self.spec.to_dict(),
-            "normalizer": self.normalizer.to_dict(),
-            "statistics": statistics_to_dict(self.statistics),
+            **Scale(self.normalizer, self.statistics, self.fps, self.state).to_dict(),
             "cameras": list(self.cameras),
             "image_size": list(self.image_size),
             "fit": self.fit,
             "prompt_template": self.prompt_template,
             "window": self.window,
             "chunk": self.chunk,
-            "fps": self.fps,
             "optional_cameras": list(self.optional_cameras),
-            "state": None if self.state is None else self.state.to_dict(),
+            "mixture": {name: scale.to_dict() for name, scale in self.mixture.items()},
         }
         return json.dumps(value, indent=1)
 
@@ -106,20 +145,21 @@ class Transforms:
         """The inverse of ``to_json``; raises CheckpointError for a text that is not one."""
         try:
             value: dict[str, Any] = json.loads(text)
-            state = value.get("state")  # there is none in older files
+            scale = Scale.from_dict(value)
             return cls(
                 spec=ActionSpec.from_dict(value["spec"]),
-                normalizer=normalizer_from_dict(value["normalizer"]),
-                statistics={name: np.array(numbers) for name, numbers in value["statistics"].items()},
+                normalizer=scale.normalizer,
+                statistics=scale.statistics,
                 cameras=tuple(value["cameras"]),
                 image_size=(int(value["image_size"][0]), int(value["image_size"][1])),
                 fit=value["fit"],
                 prompt_template=value["prompt_template"],
                 window=int(value["window"]),
                 chunk=int(value["chunk"]),
-                fps=float(value["fps"]),
+                fps=scale.fps,
                 optional_cameras=tuple(value.get("optional_cameras", ())),
-                state=None if state is None else StateTransform.from_dict(state),
+                state=scale.state,
+                mixture={name: Scale.from_dict(one) for name, one in value.get("mixture", {}).items()},
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"transforms.json is damaged: {error!r}") from error

@@ -87,22 +87,35 @@ class Policy:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, checkpoint: Which = "last", device: str = "auto", execution: ExecutionConfig | None = None
+        cls,
+        path: str | Path,
+        *,
+        checkpoint: Which = "last",
+        device: str = "auto",
+        execution: ExecutionConfig | None = None,
+        source: str | None = None,
     ) -> Policy:
         """Load a run or a checkpoint folder.
 
         Args:
             device: ``auto`` takes a GPU where there is one. execution: instead of the run's own.
+            source: of a mixture that it was trained on, whose scale of actions and states this robot has.
 
         Raises:
-            CheckpointError: nothing loadable there. ConfigError: ``execution`` does not fit the policy.
+            CheckpointError: nothing loadable there.
+            ConfigError: ``execution`` does not fit the policy, or ``source`` is none of those that it was trained on.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded: Checkpoint = load_checkpoint(Path(path), checkpoint, device)
         loaded.model.objectives = None  # what only training needs
-        config = loaded.config.policy
-        return cls(loaded.model, loaded.transforms, config.model_copy(update={"execution": execution}) if execution else config)
+        config, transforms = loaded.config.policy, loaded.transforms
+        if source is not None:
+            transforms = transforms.of(source)
+        elif transforms.mixture:
+            names = ", ".join(transforms.mixture)
+            raise ConfigError(f"{path} was trained on several sources; say which of them has this robot's scale: {names}")
+        return cls(loaded.model, transforms, config.model_copy(update={"execution": execution}) if execution else config)
 
     def spec(self) -> PolicySpec:
         transforms = self.transforms

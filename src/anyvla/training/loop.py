@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import shutil
 import signal
 import time
@@ -33,8 +34,9 @@ from anyvla.checkpoint import (
 from anyvla.config import Config, parse_config
 from anyvla.data.conversations import ConversationDataset
 from anyvla.data.dataset import WindowDataset, collate
+from anyvla.data.mixture import MixtureDataset
 from anyvla.data.prepare import PreparedData, prepare_data
-from anyvla.data.sampler import Item, WindowSampler
+from anyvla.data.sampler import Item, Sampler, WindowSampler
 from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
 from anyvla.models.backbones.load import resolve_image_size
@@ -48,11 +50,12 @@ from anyvla.training.tracking import MetricsFile
 
 # settings that may differ when a run goes on: they change neither the model nor the path it takes
 _MAY_CHANGE = {
-    "out", "data.source.path", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
+    "out", "data.store", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
     "training.save_every", "training.trackers", "training.validation_windows", "tuning.gradient_checkpointing",
     "objectives.conversations.path", "objectives.conversations.images",
 }  # fmt: skip
 
+_SOURCE_PATH = re.compile(r"data\.source\.(sources\.[^.]+\.)?path")
 _SHORT = {"learning_rate": "lr", "grad_norm": "grad", "frames_per_second": "frames/s"}  # names in the lines for people
 
 
@@ -86,8 +89,8 @@ def train(config: Config, resume: bool = False) -> Path:
     model = build_model(config, data.transforms, init_from=None if begin is None else resolve_checkpoint(begin))
     _freeze_unused(model, data, accelerator)
     optimizer = make_optimizer(model, config.training, config.tuning)
-    sampler = WindowSampler(
-        len(data.train), config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+    sampler = data.sampler(
+        config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes, config.data
     )
     torch.manual_seed(config.seed + accelerator.process_index)  # dropout differs from process to process
     identity = {"data": data.fingerprint(), "processes": accelerator.num_processes}
@@ -156,7 +159,7 @@ def _check_run_folder(config: Config, resume: bool) -> Path | None:
     differences = [
         f"{key} ({before!r} then, {now!r} now)"
         for key, before, now in _differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
-        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE) and not _SOURCE_PATH.fullmatch(key)
     ]
     if differences:
         raise ConfigError(f"{run} was begun with other settings: {'; '.join(differences)}")
@@ -186,7 +189,7 @@ def _say_start(model: VLA, data: PreparedData, accelerator: Accelerator) -> None
     accelerator.print(
         f"model: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained ({sizes}) on {accelerator.device}\n"
         f"data:  {len(data.train.episodes)} episodes, {len(data.train)} windows; "
-        f"{len(data.validation.episodes) if data.validation else 0} episodes held out; {len(data.problems)} skipped"
+        f"{sum(len(part.episodes) for part in data.validation.values())} episodes held out; {len(data.problems)} skipped"
         + (f"; {len(data.conversations)} answers of conversations" if data.conversations else "")
     )
 
@@ -201,7 +204,7 @@ class _Loop:
         model: torch.nn.Module,
         optimizer: Any,
         data: PreparedData,
-        sampler: WindowSampler,
+        sampler: Sampler,
         progress: dict[str, Any],
     ) -> None:
         self.config, self.settings = config, config.training
@@ -307,17 +310,27 @@ class _Loop:
 
     def _validate(self, bar: Bar) -> bool:
         """Measure on held-out episodes; whether the loss is the lowest so far."""
-        if self.data.validation is None:
+        held_out = self.data.validation
+        if not held_out:
             return False
-        loader = _validation_loader(
-            self.data.validation, self.config, self.accelerator.process_index, self.accelerator.num_processes
-        )
         # not the wrapped model: its forward is a meeting of all processes, and one of them may have nothing to validate
         model = self.accelerator.unwrap_model(self.model)
-        values = validate(model, loader, self.data.transforms, self.accelerator)
-        self._log(bar, {f"validation/{name}": value for name, value in values.items()})
-        better = values["loss"] < self.best
-        self.best = min(self.best, values["loss"])
+        loss = total = 0.0
+        for source, windows in held_out.items():
+            loader = _validation_loader(
+                windows, self.config, len(held_out), self.accelerator.process_index, self.accelerator.num_processes
+            )
+            transforms = self.data.transforms.of(source) if source else self.data.transforms
+            values = validate(model, loader, transforms, self.accelerator)
+            where = f"validation/{source}/" if source else "validation/"
+            self._log(bar, {f"{where}{name}": value for name, value in values.items()})
+            weight = (self.data.weights or {}).get(source, 1.0)
+            loss, total = loss + weight * values["loss"], total + weight
+        loss /= total
+        if len(held_out) > 1:
+            self._log(bar, {"validation/loss": loss})
+        better = loss < self.best
+        self.best = min(self.best, loss)
         return better
 
     def _log(self, bar: Bar, values: dict[str, float]) -> None:
@@ -385,7 +398,10 @@ def validate(model: VLA, loader: DataLoader, transforms: Transforms, accelerator
 
 
 def _loader(
-    dataset: WindowDataset | ConversationDataset, batches: Any, workers: int, collate_fn: Callable[..., Any] = collate
+    dataset: WindowDataset | MixtureDataset | ConversationDataset,
+    batches: Any,
+    workers: int,
+    collate_fn: Callable[..., Any] = collate,
 ) -> DataLoader:
     # a generator of its own: making an iterator must not touch the one that dropout draws from
     return DataLoader(
@@ -399,9 +415,9 @@ def _loader(
     )
 
 
-def _validation_loader(dataset: WindowDataset, config: Config, rank: int, world_size: int) -> DataLoader:
-    """The same windows every time, spread evenly over the held-out episodes and over the processes."""
-    count = min(len(dataset), config.training.validation_windows)
+def _validation_loader(dataset: WindowDataset, config: Config, parts: int, rank: int, world_size: int) -> DataLoader:
+    """The same windows of one of ``parts`` sources every time, spread evenly over its held-out episodes and the processes."""
+    count = min(len(dataset), -(-config.training.validation_windows // parts))
     items = [Item(0, i * len(dataset) // count) for i in range(count)][rank::world_size]
     size = config.training.batch_size
     return _loader(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)

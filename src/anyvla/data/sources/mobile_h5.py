@@ -106,6 +106,7 @@ class MobileH5Source:
         self.name = str(path.resolve())
         self.spec = spec
         self.problems: list[Problem] = []
+        self.ready: dict[str, tuple[int, int]] = {}
         self._episodes: list[MobileH5Episode] = []
         root = path.parent if path.is_file() else path
         with progress_bar("open episodes", len(files), shown=len(files) > _MANY_FILES) as bar:
