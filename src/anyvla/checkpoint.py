@@ -80,15 +80,35 @@ def build_model(config: Config, transforms: Transforms, definition: Path | None 
 
 def save_model(folder: Path, config: Config, transforms: Transforms, model: VLA) -> None:
     """Write everything but ``training_state`` into ``folder``."""
+    write_model(folder, config, transforms, model, make_example(model, transforms))
+
+
+def make_example(model: VLA, transforms: Transforms) -> dict[str, Any]:
+    """An input, and what ``model`` says to it."""
+    example: dict[str, Any] = {"instruction": "Stop in front of the bottle.", "seed": 0}
+    return {**example, "actions": _run_example(model, transforms, example).tolist()}
+
+
+def write_model(
+    folder: Path,
+    config: Config,
+    transforms: Transforms,
+    model: VLA,
+    example: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """As ``save_model``, without running ``model``; ``weights`` are written instead of its own, which may be spread."""
+    from safetensors.torch import save_file
     from safetensors.torch import save_model as save_weights
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     (folder / "transforms.json").write_text(transforms.to_json())
-    save_weights(model, str(folder / "model.safetensors"))
+    if weights is None:
+        save_weights(model, str(folder / "model.safetensors"))
+    else:
+        save_file(weights, str(folder / "model.safetensors"), {"format": "pt"})
     model.backbone.save_definition(folder / "backbone")
-    example = {"instruction": "Stop in front of the bottle.", "seed": 0}
-    example["actions"] = _run_example(model, transforms, example).tolist()
     (folder / "example.json").write_text(json.dumps(example))
 
 

@@ -342,6 +342,7 @@ class TrainingConfig(Settings):
     weight_decay: float = Field(0.01, ge=0, description="of weight matrices; never of norms, biases and embeddings")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    shard: bool = Field(False, description="spread weights, gradients and optimiser over all processes (FSDP2)")
     log_every: Positive = 20
     validate_every: Positive = 500
     validation_windows: Positive = Field(512, description="windows per validation, spread evenly over the held-out episodes")
@@ -497,6 +498,8 @@ class Config(Settings):
                 raise ValueError("tuning.quantization takes published weights, not those of training.init_from")
             if self.model.backbone.type != "pretrained" or self.model.backbone.random_weights:
                 raise ValueError("tuning.quantization needs a backbone with pretrained weights")
+        if self.training.shard and (self.training.precision == "fp16" or self.tuning.quantization is not None):
+            raise ValueError("training.shard goes with precision fp32 or bf16, and without tuning.quantization")
         augment, observation = self.data.augment, self.observation
         if augment.mirror > 0 and observation.state is not None and observation.mirrored_state is None:
             raise ValueError(

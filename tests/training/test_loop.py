@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anyvla.checkpoint import load_checkpoint, resolve_checkpoint
+from anyvla.checkpoint import check_example, load_checkpoint, resolve_checkpoint
 from anyvla.config import load_config
 from anyvla.errors import CheckpointError, ConfigError, DataError
 from anyvla.training.loop import TrainingError, train
@@ -63,22 +63,28 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(overrides, tm
     assert _losses(_run([*overrides, "seed=1"], tmp_path / "c")) != _losses(a)
 
 
-def test_killed_and_resumed_equals_uninterrupted(overrides, tmp_path: Path) -> None:
-    whole = _run(overrides, tmp_path / "whole")
-    script = tmp_path / "train.py"
+def _dies_in_step(step: int, how: str, folder: Path) -> Path:
+    """A script that trains nav-tiny with the overrides it is given, and does ``how`` before it ends optimiser step ``step``."""
+    script = folder / "train.py"
     script.write_text(
         "import os, signal, sys\n"
         "from anyvla.config import load_config\n"
         "from anyvla.training import loop\n"
         "if __name__ == '__main__':\n"
-        "    save = loop._Loop._optimizer_step\n"
+        "    original = loop._Loop._optimizer_step\n"
         "    def step(self, batches):\n"
-        "        if self.step == 5:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return save(self, batches)\n"
+        f"        if self.step == {step}:\n"
+        f"            {how}\n"
+        "        return original(self, batches)\n"
         "    loop._Loop._optimizer_step = step\n"
         "    loop.train(load_config('nav-tiny', sys.argv[1:]))\n"
     )
+    return script
+
+
+def test_killed_and_resumed_equals_uninterrupted(overrides, tmp_path: Path) -> None:
+    whole = _run(overrides, tmp_path / "whole")
+    script = _dies_in_step(5, "os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     killed = subprocess.run(
         [sys.executable, script, *overrides, f"out={tmp_path / 'killed'}"], capture_output=True, check=False
     )
@@ -218,16 +224,8 @@ def test_clipping_is_applied(overrides, tmp_path: Path, monkeypatch) -> None:
 def test_a_process_without_a_window_to_validate_does_not_hold_up_the_others(
     make_episodes, tiny_overrides, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
-    command += [
-        "train",
-        "nav-tiny",
-        *tiny_overrides,
-        f"data.source.path={make_episodes(*[9] * 4)}",
-        "training.validation_windows=1",
-    ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    data = f"data.source.path={make_episodes(*[9] * 4)}"
+    done = _launch("-m", "anyvla", "train", "nav-tiny", *tiny_overrides, data, "training.validation_windows=1")
     assert done.returncode == 0, done.stderr
 
 
@@ -241,10 +239,7 @@ def test_two_processes_compute_what_one_does(make_episodes, tiny_overrides, tmp_
     # chunks of one action are masked nowhere: the mean over both processes is the mean over the batch
     overrides = [*tiny_overrides, f"data.source.path={make_episodes(*[9] * 8)}", "actions.chunk=1"]
     one = _run(overrides, tmp_path / "one", "training.batch_size=4")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "anyvla"]
-    command += ["train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    done = _launch("-m", "anyvla", "train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2")
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"
     np.testing.assert_allclose([loss for _, loss in _losses(two)], [loss for _, loss in _losses(one)], rtol=1e-4)
@@ -335,3 +330,45 @@ def test_a_metrics_file_forgets_what_is_made_again(tmp_path: Path) -> None:
         file.write('{"step": 6, "lo')
     MetricsFile(path, resume_at=3).write(4, {"loss": 40})
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def _launch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run python with ``arguments`` in two processes that know of each other."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, arguments)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+
+
+def test_a_model_spread_over_two_processes_learns_is_saved_and_goes_on_as_a_whole_one(
+    make_episodes, tiny_overrides, tmp_path: Path, llava_folder: Path
+) -> None:
+    overrides = [
+        *tiny_overrides,
+        f"data.source.path={make_episodes(*[9] * 8)}",
+        f"model.backbone={{type: pretrained, path: {llava_folder}}}",
+        "observation.image_size=null",
+        "actions.chunk=1",
+        "tuning.vision.type=frozen",
+        "tuning.language={type: lora, rank: 2}",
+    ]
+    one = _run(overrides, tmp_path / "one", "training.batch_size=4")
+    spread = [*overrides, f"out={tmp_path / 'two'}", "training.batch_size=2", "training.shard=true"]
+    died = _launch(_dies_in_step(5, "raise SystemExit(9)", tmp_path), *spread)
+    assert died.returncode != 0
+    assert resolve_checkpoint(tmp_path / "two").name == "step-0000004"
+    resumed = _launch("-m", "anyvla", "train", "nav-tiny", *spread, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    np.testing.assert_allclose([loss for _, loss in _losses(tmp_path / "two")], [loss for _, loss in _losses(one)], rtol=1e-4)
+    first, second = _weights(one), _weights(tmp_path / "two")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    assert check_example(load_checkpoint(tmp_path / "two")) < 1e-5
+
+
+def test_processes_that_do_not_know_of_each_other_are_stopped(overrides, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were started, but they do not know of each other"):
+        _run(overrides, tmp_path / "run")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ConfigError, match="there is one"):
+        _run(overrides, tmp_path / "run", "training.shard=true")

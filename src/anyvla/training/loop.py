@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -19,17 +20,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 
 from anyvla.batch import Batch
 from anyvla.checkpoint import (
     build_model,
     load_checkpoint,
+    make_example,
     publish_checkpoint,
     resolve_checkpoint,
-    save_model,
     write_atomically,
+    write_model,
 )
 from anyvla.config import Config, parse_config
 from anyvla.data.conversations import ConversationDataset
@@ -45,6 +46,7 @@ from anyvla.models.vla import VLA
 from anyvla.processes import leave_interrupts_to_the_main_process
 from anyvla.progress import Bar, progress_bar
 from anyvla.training.optimizer import learning_rate, make_optimizer, set_learning_rates
+from anyvla.training.shard import shard, whole, whole_optimizer_state, whole_weights
 from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_progress
 from anyvla.training.tracking import MetricsFile
 
@@ -87,7 +89,11 @@ def train(config: Config, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     begin = config.training.init_from
     model = build_model(config, data.transforms, init_from=None if begin is None else resolve_checkpoint(begin))
-    _freeze_unused(model, data, accelerator)
+    _freeze_unused(model, data, config.training.shard, accelerator)
+    if resume_from is not None:
+        model.load_state_dict(load_checkpoint(resume_from).model.state_dict())
+    if config.training.shard:
+        shard(model, accelerator)
     optimizer = make_optimizer(model, config.training, config.tuning)
     sampler = data.sampler(
         config.training.batch_size, config.seed, accelerator.process_index, accelerator.num_processes, config.data
@@ -97,8 +103,8 @@ def train(config: Config, resume: bool = False) -> Path:
     progress: dict[str, Any] = {"step": 0, "best": math.inf, "recent": [], **identity}
     if resume_from is not None:
         _check_identity(run, saved_progress(resume_from), identity)
-        model.load_state_dict(load_checkpoint(resume_from).model.state_dict())
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped: torch.nn.Module = model if config.training.shard else accelerator.prepare(model)
+    optimizer = accelerator.prepare(optimizer)
     if resume_from is not None:
         progress = load_optimizer(resume_from, optimizer)
         if accelerator.scaler is not None:
@@ -129,14 +135,22 @@ def _make_accelerator(config: Config) -> Accelerator:
         )
     except ValueError as error:  # a device that lacks it
         raise ConfigError(f"training.precision={config.training.precision} does not run here: {error}") from error
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:  # each would train alone, into the same folder
+        raise ConfigError(
+            f"{started} processes were started, but they do not know of each other (this launcher's settings do not fit the "
+            "device); without GPUs, launch with ACCELERATE_USE_CPU=true"
+        )
+    if config.training.shard and accelerator.num_processes == 1:
+        raise ConfigError("training.shard spreads a model over several processes; there is one: see docs/scaling.md")
     if config.training.trackers:
         accelerator.init_trackers("tensorboard")
     return accelerator
 
 
-def _freeze_unused(model: VLA, data: PreparedData, accelerator: Accelerator) -> None:
+def _freeze_unused(model: VLA, data: PreparedData, shard: bool, accelerator: Accelerator) -> None:
     """Freeze what the training computes nothing with, found by one forward pass of one window that leaves no trace."""
-    if accelerator.distributed_type != DistributedType.FSDP:  # which shards the model before it goes to the device
+    if not shard:  # a model that will be spread need not fit on one device
         model.to(accelerator.device)
     batch = collate([data.train[Item(0, 0)]])
     if data.conversations is not None:
@@ -292,7 +306,7 @@ class _Loop:
                     raise self._not_finite("loss", values["loss"], here)
                 self.accelerator.backward(losses["loss"])
                 if self.accelerator.sync_gradients:
-                    norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
+                    norm = float(whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)))
                     if not math.isfinite(norm) and self.accelerator.scaler is None:
                         raise self._not_finite("norm of the gradient", norm, names)
                 self.optimizer.step()
@@ -343,9 +357,15 @@ class _Loop:
     def _save(self, best: bool) -> None:
         name = f"step-{self.step:07d}"
         partial = self.config.out / "checkpoints" / f".{name}.partial"
+        transforms, model = self.data.transforms, self.accelerator.unwrap_model(self.model)
+        spread = self.settings.shard
+        # of a model that is spread, every process has a part
+        example = make_example(model, transforms) if spread or self.accelerator.is_main_process else {}
+        weights = whole_weights(model) if spread else None
+        state = whole_optimizer_state(self.optimizer) if spread else self.optimizer.state_dict()
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-            save_model(partial, self.config, self.data.transforms, self.accelerator.unwrap_model(self.model))
+            write_model(partial, self.config, transforms, model, example, weights)
             scaler = self.accelerator.scaler
             progress = {
                 "step": self.step,
@@ -354,7 +374,7 @@ class _Loop:
                 **self.identity,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
-            save_optimizer(partial / "training_state", self.optimizer, progress)
+            save_optimizer(partial / "training_state", state, progress)
         self.accelerator.wait_for_everyone()
         save_rng(partial / "training_state", self.accelerator.process_index)
         self.accelerator.wait_for_everyone()
@@ -418,6 +438,8 @@ def _loader(
 def _validation_loader(dataset: WindowDataset, config: Config, parts: int, rank: int, world_size: int) -> DataLoader:
     """The same windows of one of ``parts`` sources every time, spread evenly over its held-out episodes and the processes."""
     count = min(len(dataset), -(-config.training.validation_windows // parts))
+    if config.training.shard:  # every batch is a meeting of all processes, so all of them have as many
+        count = max(world_size, count - count % world_size)
     items = [Item(0, i * len(dataset) // count) for i in range(count)][rank::world_size]
     size = config.training.batch_size
     return _loader(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)

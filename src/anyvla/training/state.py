@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from anyvla.errors import CheckpointError
+from anyvla.training.shard import spread_like
 
 
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write the optimiser's tensors, and ``progress`` (JSON values: step, best loss, scaler) beside its numbers."""
+def save_optimizer(folder: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Write the tensors of the optimiser's ``state``; ``progress`` (JSON: step, best loss, scaler) beside its numbers."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = optimizer.state_dict()
     tensors = {f"{i}.{name}": value.contiguous() for i, entry in state["state"].items() for name, value in entry.items()}
     save_file(tensors, str(folder / "optimizer.safetensors"))
     (folder / "state.json").write_text(json.dumps({"param_groups": state["param_groups"], **progress}))
@@ -43,12 +43,13 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer) -> dict[s
     progress = saved_progress(checkpoint)
     groups = progress.pop("param_groups")
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
         for key, tensor in load_file(str(folder / "optimizer.safetensors")).items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = tensor
+            state.setdefault(int(index), {})[name] = spread_like(tensor, parameters[int(index)])
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, IndexError) as error:
         raise CheckpointError(f"{folder}: the optimiser state does not fit the model ({error})") from error
     return progress
 
