@@ -133,7 +133,9 @@ def evaluate(
     scenario: Annotated[str, typer.Option()] = "1box",
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
-    probe: Annotated[Literal["none", "blind", "swapped"], typer.Option(help="does the policy read the sentence?")] = "none",
+    probe: Annotated[
+        Literal["none", "blind", "shuffled-language", "randomised", "swapped"], typer.Option(help="is the score real?")
+    ] = "none",
     checkpoint: Checkpoint = "last",
     image_size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the camera renders")] = "224x126",
     execution: Annotated[
@@ -231,19 +233,15 @@ def export(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="result file of `anyvla eval --json`")],
-    b: Annotated[Path, typer.Argument(help="another one, of the same worlds")],
+    results: Annotated[list[Path], typer.Argument(help="two or more result files of `anyvla eval --json`; first the baseline")],
+    form: Annotated[Literal["text", "markdown", "latex"], typer.Option("--format", help="of the table")] = "text",
+    per_task: Annotated[bool, typer.Option("--per-task", help="also the success of every task")] = False,
 ) -> None:
-    """Compare two policies on the same worlds, pair by pair."""
-    from anyvla.evaluation.navigation import compare_results
+    """Compare evaluations: pair by pair where they are of the same worlds, always with intervals."""
+    from anyvla.evaluation.comparison import compare as compare_files
+    from anyvla.evaluation.results import read_results
 
-    result = compare_results(_read_result(a), _read_result(b))
-    low, high = result["interval"]
-    print(
-        f"a = {result['a']}, b = {result['b']}, {result['episodes']} worlds\n"
-        f"both {result['both']}, only a {result['only_a']}, only b {result['only_b']}, neither {result['neither']}\n"
-        f"b - a: {result['difference']:+.3f} (95 % {low:+.3f} to {high:+.3f}); exact McNemar p = {result['p_value']:.3g}"
-    )
+    print(compare_files(read_results(results), form, per_task=per_task))
 
 
 @inspect_app.command("data")
@@ -398,16 +396,6 @@ def _execution(text: str | None) -> Any:
     if value:
         overrides.append(f"policy.execution.{keys.get(kind, 'steps')}={value}")
     return parse_config("{}", overrides, where=f"--execution {text}").policy.execution
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: no result file of `anyvla eval --json` ({error})") from error
-    if not isinstance(result, dict) or "results" not in result:
-        raise ConfigError(f"{path}: no result file of `anyvla eval --json`")
-    return result
 
 
 def _statistics_table(console: Console, title: str, names: Sequence[str], statistics: dict[str, list[float]]) -> None:

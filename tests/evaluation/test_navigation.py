@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from anyvla.config import RecedingHorizonConfig, load_config
-from anyvla.errors import AnyVLAError, CheckpointError, ConfigError
-from anyvla.evaluation.navigation import compare_results, evaluate_nav, film_nav
+from anyvla.errors import CheckpointError, ConfigError
+from anyvla.evaluation.comparison import compare_files
+from anyvla.evaluation.navigation import evaluate_nav, film_nav
+from anyvla.evaluation.results import read_results
 from anyvla.evaluation.tasks import EpisodeResult, nav_tasks
 from anyvla.policies.policy import Policy
 from anyvla.simulation.collect import collect_nav
@@ -63,7 +65,7 @@ def test_the_result_file_has_the_promised_fields(run: Path) -> None:
     assert result["episodes"] == 4 == len(result["seeds"]) == len(result["results"])
     assert result["successes"] + sum(result["failures"].values()) == 4
     assert result["wilson95"][0] <= result["successes"] / 4 <= result["wilson95"][1]
-    assert sum(rate["episodes"] for rate in result["per_scenario"].values()) == 4
+    assert sum(rate["episodes"] for rate in result["per_task"].values()) == 4
     assert {"p50", "p95", "p99"} == result["step_latency_ms"].keys()
     assert all(len(episode["latency_ms"]) == episode["steps"] for episode in result["results"])
     assert result["wall_time_s"] > 0
@@ -128,13 +130,56 @@ def test_execution_can_be_chosen(run: Path) -> None:
         _evaluate(None, execution=RecedingHorizonConfig(steps=3))
 
 
-def test_two_results_are_compared_world_by_world(run: Path) -> None:
-    policy, expert = _evaluate(run), _evaluate(None)
-    comparison = compare_results(policy, expert)
-    assert comparison["both"] + comparison["only_a"] == policy["successes"]
-    assert comparison["both"] + comparison["only_b"] == 4
-    with pytest.raises(AnyVLAError, match="not of the same worlds"):
-        compare_results(policy, _evaluate(None, seed=9))
+def test_results_with_probes_pair_and_other_seeds_do_not(tmp_path: Path) -> None:
+    paths = []
+    for i, options in enumerate([{}, {"probe": "swapped"}, {"probe": "randomised"}, {"seed": 9}]):
+        paths.append(tmp_path / f"{i}.json")
+        paths[-1].write_text(json.dumps(_evaluate(None, **options)))
+    first, *others = read_results(paths)
+    assert first.successes == 4
+    assert [compare_files(first, other).worlds for other in others] == [4, 4, None]
+
+
+def test_shuffled_language_says_another_sentence_in_the_same_world() -> None:
+    from anyvla.simulation.env import BoxNav
+
+    env = BoxNav("all", observe_images=False)
+    plain, shuffled = nav_tasks("1box", 12, seed=7), nav_tasks("1box", 12, seed=7, probe="shuffled-language")
+    for task, other in zip(plain, shuffled, strict=True):
+        assert (task.scenario, task.seed, task.split) == (other.scenario, other.seed, other.split)
+        _, info = env.reset(seed=task.seed, options={"scenario": task.scenario})
+        layout = env.layout()
+        _, probed = env.reset(seed=task.seed, options={"scenario": task.scenario, "sentence_of": other.sentence_of})
+        assert env.layout() == layout
+        assert probed["scenario"] == info["scenario"]  # by which success is judged
+        told = {side for side in ("left", "right") if side in probed["instruction"]}
+        assert told == {"left", "right"} - {task.scenario.rsplit("_", 1)[1]}
+    assert len({task.sentence_of for task in shuffled}) > 2
+
+
+def test_randomised_starts_elsewhere_in_the_same_world() -> None:
+    from anyvla.simulation.env import BoxNav
+
+    env = BoxNav("all", observe_images=False)
+    for task in nav_tasks("all", 16, seed=7, probe="randomised"):
+        env.reset(seed=task.seed, options={"scenario": task.scenario})
+        before = env.layout()
+        env.reset(seed=task.seed, options={"scenario": task.scenario, "new_start": task.new_start})
+        after = env.layout()
+        start, other = before.pop("start"), after.pop("start")
+        assert before == after
+        assert start != other
+        assert abs(other[0]) <= 0.1
+        assert abs(other[1]) <= 0.25
+        assert abs(other[2]) <= 4 * 3.1416 / 180
+
+
+def test_every_probe_is_driven(run: Path) -> None:
+    for probe in ("shuffled-language", "randomised"):
+        result = _evaluate(run, probe=probe, episodes=2)
+        assert result["probe"] == probe
+        assert {"index", "task", "world", "success", "score", "steps"} <= result["results"][0].keys()
+    assert "replans_every" in result
 
 
 def test_a_policy_of_another_robot_is_refused(run: Path, monkeypatch) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import time
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from pydantic import TypeAdapter
 import anyvla
 from anyvla.checkpoint import Which, resolve_checkpoint
 from anyvla.config import ExecutionConfig
-from anyvla.errors import AnyVLAError, ConfigError
+from anyvla.errors import ConfigError
 from anyvla.evaluation.log import EpisodeLog
+from anyvla.evaluation.results import rate, replans_every, summarize_episodes
 from anyvla.evaluation.rollouts import rollout_expert, rollout_policy
-from anyvla.evaluation.statistics import compare_paired, percentiles, wilson_interval
+from anyvla.evaluation.statistics import percentiles
 from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
 from anyvla.policies.policy import Policy
 from anyvla.progress import progress_bar
@@ -70,6 +70,7 @@ def evaluate_nav(
         policy = Policy.load(run, checkpoint=checkpoint, execution=execution)
         about |= {
             "execution": policy.config.execution.model_dump(),
+            "replans_every": replans_every(policy.config.execution),
             "safety": policy.config.safety.model_dump(),
             "image_size": list(image_size),
         }
@@ -127,45 +128,18 @@ def film_nav(
 def summarize(results: list[EpisodeResult]) -> dict[str, Any]:
     """Counts, intervals and the episodes themselves, in the order of their indices."""
     results = sorted(results, key=lambda result: result.index)
+    episodes = [result.to_dict() for result in results]
+    splits = sorted({result.split for result in results})
     return {
-        **_rate(results),
-        "failures": dict(Counter(result.failure for result in results if result.failure).most_common()),
+        **summarize_episodes(episodes),
         "passed_as_told": sum(result.passed_as_told for result in results),
-        "per_scenario": _rates_by(results, "scenario"),
-        "per_split": _rates_by(results, "split"),
+        "per_split": {split: rate([result.success for result in results if result.split == split]) for split in splits},
         "step_latency_ms": percentiles([ms for result in results for ms in result.latency_ms]),
         "safety_stops": sum(result.stops for result in results),
         "seeds": [result.seed for result in results],
-        "results": [result.to_dict() for result in results],
+        "results": episodes,
         "machine": machine(),
     }
-
-
-def _rate(results: list[EpisodeResult]) -> dict[str, Any]:
-    successes = sum(result.success for result in results)
-    return {
-        "successes": successes,
-        "episodes": len(results),
-        "wilson95": list(wilson_interval(successes, len(results))),
-    }
-
-
-def _rates_by(results: list[EpisodeResult], attribute: str) -> dict[str, Any]:
-    names = sorted({getattr(result, attribute) for result in results})
-    return {name: _rate([result for result in results if getattr(result, attribute) == name]) for name in names}
-
-
-def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Paired comparison of two result files on the same worlds.
-
-    Raises AnyVLAError where the worlds differ.
-    """
-    keys = ("scenario", "seed")
-    worlds = [[[result[key] for key in keys] for result in file["results"]] for file in (a, b)]
-    if worlds[0] != worlds[1]:
-        raise AnyVLAError("the two results are not of the same worlds: evaluate both with the same scenario, episodes and seed")
-    outcomes = [[result["success"] for result in file["results"]] for file in (a, b)]
-    return {"a": a["policy"], "b": b["policy"], "episodes": len(outcomes[0]), **asdict(compare_paired(*outcomes))}
 
 
 def machine() -> dict[str, Any]:

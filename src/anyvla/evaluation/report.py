@@ -31,6 +31,10 @@ LISTED = 100  # rows of a table of episodes at most; the rest is counted
 MEANINGS = {
     "none": "The policy, given the sentence as it is.",
     "blind": ("The same worlds, but the policy gets an empty sentence. It cannot know the side: what remains is habit."),
+    "shuffled-language": (
+        "The same worlds, but the policy gets the sentence of another scenario. Success is judged as before: who reads fails."
+    ),
+    "randomised": "The same worlds, but the robot starts elsewhere, within the range of the training data.",
     "swapped": (
         "The same worlds with left and right exchanged in the sentence. Success means passing on the side that the exchanged "
         "sentence names."
@@ -155,7 +159,7 @@ def _summary(result: dict[str, Any]) -> str:
     n = result["episodes"]
     text = f"{driver} drove {n} {_plural(n, 'world')} of scenario {result['scenario']}, from seeds kept for evaluation."
     held_out = result["per_split"].get("held_out", {}).get("episodes", 0)
-    if held_out and result["probe"] != "blind" and result["policy"] != "expert":
+    if held_out and result["probe"] not in ("blind", "shuffled-language") and result["policy"] != "expert":
         text += f" In {held_out} of them the sentence was worded as no training sentence is."
     return text
 
@@ -191,7 +195,7 @@ def _words(name: str) -> str:
 def _breakdowns(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The main evaluation by scenario and by wording; a table of a single row says nothing new and is left out."""
     tables = []
-    for title, key, names in (("Scenario", "per_scenario", {}), ("Sentence", "per_split", SPLITS)):
+    for title, key, names in (("Scenario", "per_task", {}), ("Sentence", "per_split", SPLITS)):
         rates = result[key]
         if len(rates) > 1:
             order = sorted(rates, key=[*names, *rates].index)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import comb, sqrt
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+RESAMPLES = 10_000  # of a bootstrap
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
@@ -67,10 +71,42 @@ def compare_paired(a: list[bool], b: list[bool]) -> PairedComparison:
     )
 
 
+def newcombe_interval(a: tuple[int, int], b: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of rate(b) - rate(a) of two independent samples, each (successes, trials): Newcombe 1998, method 10.
+
+    >>> low, high = newcombe_interval((48, 80), (56, 70))
+    >>> round(low, 4), round(high, 4)
+    (0.0524, 0.3339)
+    """
+    rates = [k / n for k, n in (a, b)]
+    (low_a, high_a), (low_b, high_b) = wilson_interval(*a), wilson_interval(*b)
+    difference = rates[1] - rates[0]
+    below = sqrt((rates[1] - low_b) ** 2 + (high_a - rates[0]) ** 2)
+    above = sqrt((high_b - rates[1]) ** 2 + (rates[0] - low_a) ** 2)
+    return difference - below, difference + above
+
+
+def bootstrap_interval(values: ArrayLike) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``values`` (n,), always the same for the same values in any order."""
+    low, high = np.quantile(_resampled_means(values, stream=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def bootstrap_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, float]:
+    """95 % percentile interval of mean(b) - mean(a) of two independent samples, (n,) and (m,)."""
+    low, high = np.quantile(_resampled_means(b, stream=1) - _resampled_means(a, stream=0), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled_means(values: ArrayLike, stream: int) -> np.ndarray:
+    """(RESAMPLES,) means of samples drawn from ``values`` with replacement (Efron 1979)."""
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    drawn = np.random.default_rng([0, stream]).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+    return drawn @ distinct / counts.sum()
+
+
 def percentiles(values: list[float]) -> dict[str, float]:
     """``p50``, ``p95`` and ``p99`` of ``values``; empty without values."""
     if not values:
         return {}
-    import numpy as np
-
     return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}

@@ -5,27 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from anyvla.data.scenarios import SCENARIOS, Scenario, other_side, select_scenarios
 from anyvla.errors import ConfigError, did_you_mean
 from anyvla.simulation.seeds import evaluation_seed
 
-Probe = Literal["none", "blind", "swapped"]
-PROBES: dict[str, str] = {
-    "none": "the sentence as it is",
-    "blind": "the policy gets an empty sentence",
-    "swapped": "left and right exchanged in the sentence; success means passing on the other side",
-}
+# none: the sentence as it is. blind: the policy gets an empty sentence. shuffled-language: it gets what is said in another
+# scenario, one of the other side, and is judged by its own. randomised: the robot starts elsewhere, where the training data
+# could start too. swapped: left and right exchanged in the sentence; success means passing on the other side.
+Probe = Literal["none", "blind", "shuffled-language", "randomised", "swapped"]
 
 
 @dataclass(frozen=True)
 class NavTask:
-    """One episode of navigation: the world of (``scenario``, ``seed``), and a sentence drawn from ``split``."""
+    """One episode of navigation: the world of (``scenario``, ``seed``), and a sentence drawn from ``split``.
+
+    Attributes:
+        blind: the policy gets an empty sentence. sentence_of: the scenario whose sentence is said, if not its own.
+        new_start: the robot starts elsewhere in that world.
+    """
 
     index: int
     scenario: str
     seed: int
     split: Literal["train", "held_out"]
     blind: bool = False
+    sentence_of: str | None = None
+    new_start: bool = False
 
 
 def nav_tasks(scenarios: str, episodes: int, seed: int, probe: Probe = "none") -> list[NavTask]:
@@ -49,8 +56,16 @@ def nav_tasks(scenarios: str, episodes: int, seed: int, probe: Probe = "none") -
             # the two sides of a scenario share their worlds, so this changes the sentence and what counts as success
             scenario = SCENARIOS[Scenario(scenario.boxes, scenario.layout, other_side(scenario.side)).name]
         split: Literal["train", "held_out"] = "held_out" if (i // len(chosen) + i % len(chosen)) % 2 else "train"
-        tasks.append(NavTask(i, scenario.name, evaluation_seed(seed, i), split, probe == "blind"))
+        world = evaluation_seed(seed, i)
+        other = _another_sentence(scenario, world) if probe == "shuffled-language" else None
+        tasks.append(NavTask(i, scenario.name, world, split, probe == "blind", other, probe == "randomised"))
     return tasks
+
+
+def _another_sentence(scenario: Scenario, seed: int) -> str:
+    """A scenario whose sentences ask for something else: sentences name the side, never how a box lies."""
+    others = [name for name, other in SCENARIOS.items() if other.side != scenario.side]
+    return others[int(np.random.default_rng(seed).integers(len(others)))]
 
 
 @dataclass(frozen=True)
@@ -80,16 +95,29 @@ class EpisodeResult:
     frames: list[Any] = field(default_factory=list, compare=False)  # (H, W, 3) uint8 as observed; kept for a few
 
     @property
+    def task(self) -> str:
+        return self.scenario
+
+    @property
+    def world(self) -> str:
+        """The two sides of a scenario share their worlds."""
+        return f"{self.scenario.rsplit('_', 1)[0]}:{self.seed}"
+
+    @property
+    def score(self) -> float:
+        return float(self.success)
+
+    @property
     def passed_as_told(self) -> bool:
         """Whether every box was passed on the side that the scenario names."""
         return all(side == SCENARIOS[self.scenario].side for side in self.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; without the frames."""
+        """JSON values, with what every result file says of an episode; without the frames."""
         value = asdict(self)
         del value["frames"]
-        return value
+        return {**value, "task": self.task, "world": self.world, "score": self.score}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> EpisodeResult:
-        return cls(**value)
+        return cls(**{key: entry for key, entry in value.items() if key not in ("task", "world", "score")})

@@ -73,7 +73,8 @@ class _Running:
 
     def __init__(self, env: Any, task: NavTask, keep_frames: bool) -> None:
         self._env, self._task = env, task
-        self._observation, self._info = env.reset(seed=task.seed, options={"scenario": task.scenario, "split": task.split})
+        options = {"scenario": task.scenario, "split": task.split, "sentence_of": task.sentence_of, "new_start": task.new_start}
+        self._observation, self._info = env.reset(seed=task.seed, options=options)
         self._path = [list(env.pose)]
         self._frames: list[np.ndarray] = []
         self._keep_frames = keep_frames

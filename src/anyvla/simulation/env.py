@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import hypot
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from anyvla.simulation.camera import Cameras
 from anyvla.simulation.scene import LAG, MASS, TIME_STEP, Scene
 from anyvla.simulation.seeds import UNSEEDED
 from anyvla.simulation.sentences import Language, sentence
-from anyvla.simulation.world import GOAL_DISTANCE, ROBOT_RADIUS, World, rng_for, sample_world
+from anyvla.simulation.world import GOAL_DISTANCE, ROBOT_RADIUS, World, rng_for, sample_start, sample_world
 
 FPS = 2.5  # control steps per second
 SUBSTEPS = round(1 / (FPS * TIME_STEP))
@@ -121,7 +122,9 @@ class BoxNav(gymnasium.Env):
 
         Args:
             seed: the world's seed. Without one, a fresh world is drawn from the last seed given.
-            options: ``scenario`` (exact name), ``instruction`` (said instead of a drawn sentence), ``split``.
+            options: ``scenario`` (exact name), ``instruction`` (said instead of a drawn sentence), ``split``,
+                ``sentence_of`` (a scenario: what is said in its world of the same seed is said here), ``new_start`` (True: the
+                robot starts elsewhere in the same world, drawn as all starts are).
 
         Raises:
             ConfigError: an unknown option or value.
@@ -129,8 +132,7 @@ class BoxNav(gymnasium.Env):
         super().reset(seed=seed)
         options = options or {}
         for key in options:
-            if key not in ("scenario", "instruction", "split"):
-                raise ConfigError(f"unknown reset option {key!r}{did_you_mean(key, ['scenario', 'instruction', 'split'])}")
+            _checked("reset option", key, ("scenario", "instruction", "split", "sentence_of", "new_start"))
         picked = self.scenarios[self.np_random.integers(len(self.scenarios))]
         if options.get("scenario") is not None:
             picked = SCENARIOS[_checked("scenario", options["scenario"], SCENARIOS)]
@@ -142,9 +144,15 @@ class BoxNav(gymnasium.Env):
             raise ConfigError(f"the instruction must be a sentence, not {given!r}")
         self.scenario: Scenario = picked
         self._world = sample_world(picked, world_seed)
-        words = rng_for(picked, world_seed, 1)
+        if options.get("new_start"):
+            self._world = replace(self._world, start=sample_start(rng_for(picked, world_seed, 3)))
+        spoken = picked
+        if options.get("sentence_of") is not None:
+            spoken = SCENARIOS[_checked("scenario", options["sentence_of"], SCENARIOS)]
+        words = rng_for(spoken, world_seed, 1)
         said = split if split != "both" else ("train", "held_out")[words.integers(2)]
-        drawn = sentence(picked, self._world.target, words, said, self.language)  # type: ignore[arg-type]
+        target = sample_world(spoken, world_seed).target
+        drawn = sentence(spoken, target, words, said, self.language)  # type: ignore[arg-type]
         self.instruction: str = given or drawn
         self._said_split = "given" if given else said
         self._pushes = rng_for(picked, world_seed, 2)

@@ -80,7 +80,10 @@ class World:
 
 
 def rng_for(scenario: Scenario, seed: int, stream: int) -> np.random.Generator:
-    """A generator of (seed, number of boxes, layout): stream 0 draws the world, 1 the sentence, 2 the disturbances."""
+    """A generator of (seed, number of boxes, layout).
+
+    Stream 0 draws the world, 1 the sentence, 2 the disturbances, 3 another start in the same world.
+    """
     key = (scenario.boxes, ("hori", "vert").index(scenario.layout), stream)
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
 
@@ -113,9 +116,14 @@ def sample_world(scenario: Scenario, seed: int) -> World:
         target_x=target_x,
         target_y=rng.uniform(-0.25, 0.25),
         target_yaw=rng.uniform(-np.pi, np.pi),
-        start=(rng.uniform(-0.1, 0.1), rng.uniform(-0.25, 0.25), radians(rng.uniform(-4.0, 4.0))),
+        start=sample_start(rng),
         looks=_looks(rng),
     )
+
+
+def sample_start(rng: np.random.Generator) -> tuple[float, float, float]:
+    """x, y, yaw of the robot at the beginning."""
+    return rng.uniform(-0.1, 0.1), rng.uniform(-0.25, 0.25), radians(rng.uniform(-4.0, 4.0))
 
 
 def _box(rng: np.random.Generator, scenario: Scenario, x: float, style: str, hue: float) -> Box:
