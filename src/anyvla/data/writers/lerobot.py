@@ -18,6 +18,7 @@ from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Episode
+from anyvla.data.sources.lerobot_meta import ACTION, STATE, load_pyarrow
 from anyvla.data.video import Codec, VideoWriter
 from anyvla.data.writers.lerobot_files import (
     JOURNAL,
@@ -29,16 +30,8 @@ from anyvla.data.writers.lerobot_files import (
     recover,
     write_json,
 )
-from anyvla.data.writers.lerobot_layout import (
-    ACTION,
-    IMAGES,
-    STATE,
-    CameraLayout,
-    ImageKind,
-    Layout,
-    load_pyarrow,
-    stored_layout,
-)
+from anyvla.data.writers.lerobot_layout import IMAGES, CameraLayout, ImageKind, Layout, stored_layout
+from anyvla.data.writers.lerobot_stats import pixel_histogram
 from anyvla.errors import ConfigError, DataError
 
 _BLOCK = 16  # frames in memory at a time: 44 MB at 720p
@@ -243,8 +236,6 @@ class LeRobotWriter:
         self, episode: Episode, layout: Layout, folder: Path
     ) -> tuple[dict[str, list[bytes]], dict[str, np.ndarray]]:
         """Encode videos to their files; returns the PNGs, and the counts of pixel values, of every feature."""
-        from anyvla.data.writers.lerobot_stats import pixel_histogram
-
         images: dict[str, list[bytes]] = {IMAGES + camera: [] for camera, how in layout.cameras.items() if how.kind == "image"}
         histograms = {IMAGES + camera: np.zeros((3, 256), np.int64) for camera in layout.cameras}
         with ExitStack() as stack:
@@ -310,3 +301,15 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
         raise DataError(f"{path}: another process is writing to this folder") from None
     return descriptor
+
+
+def finish(path: Path) -> int:
+    """Make a dataset of all that a writer which died has finished in ``path``; returns the number of its episodes.
+
+    Raises DataError where there is none.
+    """
+    layout = stored_layout(path)
+    if layout is None:
+        raise DataError(f"{path}: no dataset that LeRobotWriter has begun")
+    with LeRobotWriter(path, layout.spec, layout.fps) as writer:
+        return len(writer)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from anyvla.data.sources.lerobot_meta import OWN_KEY, load_pyarrow, read_parquet
 from anyvla.data.video import join_videos
 from anyvla.data.writers.files import replacing
 from anyvla.data.writers.lerobot_layout import (
@@ -28,10 +29,8 @@ from anyvla.data.writers.lerobot_layout import (
     EPISODES_PATH,
     FILES_PER_CHUNK,
     IMAGES,
-    OWN_KEY,
     VIDEO_PATH,
     Layout,
-    load_pyarrow,
 )
 from anyvla.data.writers.lerobot_stats import column_statistics, pixel_statistics
 from anyvla.errors import DataError
@@ -65,7 +64,7 @@ def recover(root: Path) -> Stored:
         found.next_file = chunk * FILES_PER_CHUNK + file + 1
     tasks = root / "meta" / "tasks.parquet"
     if tasks.exists():
-        rows = _read(tasks).to_pydict()
+        rows = read_parquet(tasks).to_pydict()
         found.tasks = dict(zip(rows["task"], rows["task_index"], strict=True))
     journal = root / JOURNAL
     for folder in sorted(journal.glob("*")):
@@ -92,7 +91,7 @@ def pack(root: Path, layout: Layout, stored: Stored) -> None:
     rows = [_row(folder) for folder in stored.waiting]
     with replacing(root / DATA_PATH.format(**place)) as path, frames_writer(path, layout) as writer:
         for folder in stored.waiting:
-            table = _read(folder / "frames.parquet")
+            table = read_parquet(folder / "frames.parquet")
             writer.write_table(table, row_group_size=len(table))
     lengths = [row["length"] for row in rows]
     for key in layout.videos.values():
@@ -130,7 +129,7 @@ def frames_writer(path: Path, layout: Layout) -> Any:
 
 
 def write_tasks(root: Path, tasks: dict[str, int]) -> None:
-    """``tasks.parquet``: every sentence and its index. Pandas, which others read it with, must index its rows by the sentence."""
+    """``tasks.parquet``: every sentence and its index. Pandas, which others read it with, must index rows by the sentence."""
     pa, pq = load_pyarrow()
     columns = [
         {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
@@ -156,7 +155,7 @@ def dataset_statistics(root: Path, layout: Layout) -> dict[str, Any]:
             found[key] = pixel_statistics(sum(counts, np.zeros(3 * 256, np.int64)).reshape(3, 256), frames)
         else:
             files = [root / DATA_PATH.format(chunk_index=chunk, file_index=file) for chunk, file, _ in tables]
-            found[key] = column_statistics(np.concatenate([_column(_read(path, [key])[key], feature) for path in files]))
+            found[key] = column_statistics(np.concatenate([_column(read_parquet(path, [key])[key], feature) for path in files]))
     return found
 
 
@@ -169,7 +168,7 @@ def _column(column: Any, feature: dict[str, Any]) -> np.ndarray:
 def episode_row(
     index: int, name: str, task: str, sentence: str, columns: dict[str, np.ndarray], histograms: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The row of one episode, without where its frames are; columns: feature -> (T,) or (T, D), histograms: feature -> (3, 256)."""
+    """One episode's row, without where its frames are. columns: feature -> (T,) or (T, D); histograms: feature -> (3, 256)."""
     frames = columns["index"]
     statistics: dict[str, Any] = {key: column_statistics(values) for key, values in columns.items()}
     statistics |= {key: pixel_statistics(counts, len(frames)) for key, counts in histograms.items()}
@@ -199,13 +198,4 @@ def _row(folder: Path) -> dict[str, Any]:
 def _episode_tables(root: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Any]]:
     """Chunk, file and rows of every file of the table of episodes, in order."""
     for path in sorted((root / "meta" / "episodes").glob("chunk-*/file-*.parquet")):
-        yield int(path.parent.name.removeprefix("chunk-")), int(path.stem.removeprefix("file-")), _read(path, columns)
-
-
-def _read(path: Path, columns: Sequence[str] | None = None) -> Any:
-    pa, pq = load_pyarrow()
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: damaged Parquet file ({error})") from error
+        yield int(path.parent.name.removeprefix("chunk-")), int(path.stem.removeprefix("file-")), read_parquet(path, columns)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anyvla.actions.spec import ActionSpec
-from anyvla.errors import DataError, MissingExtraError
+from anyvla.data.sources.lerobot_meta import ACTION, OWN_KEY, STATE, load_pyarrow
+from anyvla.errors import DataError
 
 VERSION = "v3.0"
-ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
-OWN_KEY = "anyvla"
+IMAGES = "observation.images."
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -27,16 +27,6 @@ FILES_PER_CHUNK = 1000
 COUNTERS = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64"}
 
 ImageKind = Literal["image", "video"]
-
-
-def load_pyarrow() -> tuple[Any, Any]:
-    """The modules ``pyarrow`` and ``pyarrow.parquet``; raises MissingExtraError where they are not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "lerobot") from error
-    return pyarrow, pyarrow.parquet
 
 
 @dataclass(frozen=True)
