@@ -21,8 +21,21 @@ class MobileH5Config(Settings):
     language: Literal["en", "ko"] = Field("en", description="of the sentence made from a scenario, where an episode has none")
 
 
+class LeRobotConfig(Settings):
+    """A LeRobotDataset, v3.0 or v2.x."""
+
+    type: Literal["lerobot"] = "lerobot"
+    path: Path | None = PATH
+    split: str | None = Field(None, description="one of those that the dataset names; all episodes if null")
+    episodes: list[int] | None = Field(None, min_length=1, description="numbers of the episodes to use; all if null")
+    action_names: list[str] | None = Field(None, description="names of the recorded actions, in order, instead of its own")
+
+
 Weight = Annotated[float, Field(gt=0)]
-SingleSourceConfig = MobileH5Config  # a union, with one line for each format
+SingleSourceConfig = Annotated[
+    MobileH5Config | LeRobotConfig,
+    Field(discriminator="type"),
+]
 
 
 class MixtureConfig(Settings):

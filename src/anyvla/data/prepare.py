@@ -176,7 +176,7 @@ def prepare_data(config: Config) -> PreparedData:
 def _open_sources(config: Config) -> dict[str, EpisodeSource]:
     """Name -> source; one without a name where the data are no mixture."""
     spec = None if config.actions.spec is None else action_spec(config.actions.spec)
-    how = (spec, config.data.on_bad_episode, config.observation.state or [])
+    how = (spec, config.data.on_bad_episode, config.observation.state or [], config.data.cache)
     settings = config.data.source
     if not isinstance(settings, MixtureConfig):
         return {"": open_source(settings, *how)}

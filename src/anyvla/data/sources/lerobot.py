@@ -136,6 +136,7 @@ class LeRobotSource:
         index = open_index(meta, cache)
         self.name = str(path.resolve())
         self.problems: list[Problem] = []
+        self.ready: dict[str, tuple[int, int]] = {}
         self.spec, action_columns, asked = _resolve_actions(meta, index, spec, action_names)
         state_names, state_columns = _resolve_state(meta, index, state)
         features = {_camera(key): key for key, feature in meta.features.items() if _is_camera(feature)}

@@ -10,7 +10,7 @@ from anyvla.config import parse_config
 from anyvla.data.episode import EpisodeSource
 from anyvla.errors import ConfigError, DataError
 from anyvla.settings import OnBadEpisode
-from anyvla.source_config import MixtureConfig, SingleSourceConfig, SourceConfig
+from anyvla.source_config import LeRobotConfig, MixtureConfig, SingleSourceConfig, SourceConfig
 
 
 def open_source(
@@ -18,12 +18,14 @@ def open_source(
     spec: ActionSpec | None = None,
     on_bad_episode: OnBadEpisode = "error",
     state: Sequence[str] | None = None,
+    cache: Path | None = None,
 ) -> EpisodeSource:
     """The source that ``config`` describes.
 
     Args:
         spec: the actions wanted; None: as the format has them.
         state: names of the numbers of the robot's state that every episode must have, in the order wanted; None: what each has.
+        cache: folder of what is costly to find out about a source, ``default_cache()`` if None.
 
     Raises:
         ConfigError: no path, or a format that does not hold these actions. DataError: nothing usable there.
@@ -32,6 +34,19 @@ def open_source(
         raise ConfigError("a mixture is opened source by source")
     if config.path is None:
         raise ConfigError("data.source.path is not set: the folder of the episodes")
+    if isinstance(config, LeRobotConfig):
+        from anyvla.data.sources.lerobot import LeRobotSource
+
+        return LeRobotSource(
+            config.path,
+            spec,
+            on_bad_episode,
+            state,
+            split=config.split,
+            episodes=config.episodes,
+            action_names=config.action_names,
+            cache=cache,
+        )
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
@@ -59,6 +74,8 @@ def detect_format(path: Path) -> str:
     """The type of the source at ``path``; raises DataError if it is none that is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if (path / "meta" / "info.json").exists():
+        return "lerobot"
     if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
         return "mobile_h5"
     raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
