@@ -115,6 +115,8 @@ class VideoFile:
             self._container = self._av.open(str(path))
             self._stream = self._container.streams.video[0]
             context = self._stream.codec_context
+            if context is None:
+                raise DataError(f"{path}: a video in a format that cannot be decoded")
             context.thread_count = 1  # windows are short: more threads would only delay the first frame
             size = (context.height, context.width)
             self._seconds = float(self._stream.time_base)

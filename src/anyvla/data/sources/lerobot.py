@@ -132,10 +132,11 @@ class LeRobotSource:
             DataError: no such dataset, or (unless ``on_bad_episode`` is ``skip``) a damaged episode.
             ConfigError: the data have no such action or split; the dataset is of another robot.
         """
-        meta = read_meta(path)
-        index = open_index(meta, cache)
         self.name = str(path.resolve())
         self.problems: list[Problem] = []
+        self._note_unfinished(path, on_bad_episode)
+        meta = read_meta(path)
+        index = open_index(meta, cache)
         self.ready: dict[str, tuple[int, int]] = {}
         self.spec, action_columns, asked = _resolve_actions(meta, index, spec, action_names)
         state_names, state_columns = _resolve_state(meta, index, state)
@@ -145,7 +146,6 @@ class LeRobotSource:
         runs = _runs(index)
         present: dict[str, bool] = {}
         self._episodes: list[LeRobotEpisode] = []
-        self._note_unfinished(path, on_bad_episode)
         for position in _selected(meta, split, episodes):
             try:
                 episode = _open_episode(meta, files, runs, position, present)
