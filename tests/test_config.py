@@ -170,6 +170,12 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     pretrained = load_config("nav-tiny", [f"model.backbone={{type: pretrained, path: {definition}, random_weights: true}}"])
     build_backbone(pretrained.model, (32, 48))
 
+    from anyvla.data.sources.opening import open_source, source_at
+    from tests.data.lerobot_folders import make_episode, write_v3
+
+    lerobot = write_v3(tmp_path / "lerobot", [make_episode(0)])
+    open_source(source_at(lerobot), cache=tmp_path / "cache")
+
     every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
     tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}
     assert every - read - tags == set()
