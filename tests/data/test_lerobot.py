@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,11 +15,13 @@ from typer.testing import CliRunner
 
 from anyvla.actions import ARM7, NAV2, NAV3, ActionSpec
 from anyvla.cli import app
+from anyvla.config import load_config
 from anyvla.data.episode import ArrayEpisode
+from anyvla.data.prepare import prepare_data
 from anyvla.data.sources.lerobot import LeRobotSource
 from anyvla.data.sources.lerobot_meta import fill_path
 from anyvla.data.sources.opening import open_source, source_at
-from anyvla.errors import ConfigError, DataError
+from anyvla.errors import ConfigError, DataError, MissingExtraError
 from tests.data.lerobot_folders import make_episode, write_v3, write_v21
 
 EPISODES = [make_episode(0, 12), make_episode(1, 5), make_episode(2, 9)]
@@ -273,6 +276,23 @@ def test_a_flipped_byte_in_an_image_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"file-000.parquet: column 'observation.images.wrist'"):
         opened(whole).episode(0).read(0, 12, ["wrist"])
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "av"])
+def test_a_missing_package_is_named_with_its_extra(v3: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opened(v3)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf"needs the package '{package}': pip install 'anyvla\[lerobot\]'"):
+        (opened(v3) if package == "pyarrow" else source).episode(0).read(0, 1, ["top"])
+
+
+def test_windows_for_training(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    folder = write_v3(tmp_path / "data", [make_episode(i, 9, NAV2) for i in range(4)], NAV2)
+    source = f"data.source={{type: lerobot, path: {folder}}}"
+    data = prepare_data(load_config("nav-tiny", [*tiny_overrides, source, "observation.cameras=[wrist]"]))
+    assert data.summary()["training_episodes"] + data.summary()["validation_episodes"] == 4
+    assert data.transforms.cameras == ("wrist",)
+    assert data.transforms.fps == 10
 
 
 def test_paths_are_filled_in() -> None:

@@ -13,13 +13,12 @@ from anyvla.actions.spec import ActionDim, ActionSpec
 from anyvla.data.episode import Problem
 from anyvla.data.sources.lerobot_images import OpenImages
 from anyvla.data.sources.lerobot_index import FrameIndex, open_index
-from anyvla.data.sources.lerobot_meta import ACTION, STATE, Meta, Places, read_meta
+from anyvla.data.sources.lerobot_meta import ACTION, JOURNAL, STATE, Meta, Places, read_meta
 from anyvla.data.sources.mobile_h5 import STATE_HINT
 from anyvla.data.video import OpenVideos
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.settings import OnBadEpisode
 
-JOURNAL = ".journal"  # of a LeRobotWriter at work
 _RANGE_TOLERANCE = 1e-3  # recorded limits are rounded to float32
 
 
@@ -55,7 +54,10 @@ class LeRobotEpisode:
     @property
     def fingerprint(self) -> str:
         paths = [self.data, *(path for path, _ in self.clips.values())]
-        stats = [(self.files.root / path).stat() for path in paths]
+        try:
+            stats = [(self.files.root / path).stat() for path in paths]
+        except OSError as error:
+            raise DataError(f"{self.files.root}: a file of episode {self.name} is gone ({error})") from error
         return "-".join([*(f"{stat.st_size}.{stat.st_mtime_ns}" for stat in stats), str(self.row)])
 
     @property

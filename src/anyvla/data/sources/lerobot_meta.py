@@ -22,6 +22,7 @@ from anyvla.actions.spec import ActionSpec
 from anyvla.errors import ConfigError, DataError, MissingExtraError
 
 OWN_KEY = "anyvla"  # what LeRobotWriter keeps beside the format
+JOURNAL = ".journal"  # where LeRobotWriter finishes episodes
 ACTION, STATE = "action", "observation.state"
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 

@@ -18,10 +18,9 @@ from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Episode
-from anyvla.data.sources.lerobot_meta import ACTION, STATE, load_pyarrow
+from anyvla.data.sources.lerobot_meta import ACTION, JOURNAL, STATE, load_pyarrow
 from anyvla.data.video import Codec, VideoWriter
 from anyvla.data.writers.lerobot_files import (
-    JOURNAL,
     Stored,
     dataset_statistics,
     episode_row,

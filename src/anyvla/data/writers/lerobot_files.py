@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from anyvla.data.sources.lerobot_meta import OWN_KEY, load_pyarrow, read_parquet
+from anyvla.data.sources.lerobot_meta import JOURNAL, OWN_KEY, load_pyarrow, read_parquet
 from anyvla.data.video import join_videos
 from anyvla.data.writers.files import replacing
 from anyvla.data.writers.lerobot_layout import (
@@ -35,7 +35,6 @@ from anyvla.data.writers.lerobot_layout import (
 from anyvla.data.writers.lerobot_stats import column_statistics, pixel_statistics
 from anyvla.errors import DataError
 
-JOURNAL = ".journal"
 _HISTOGRAM = f"{OWN_KEY}/histogram/"
 
 
