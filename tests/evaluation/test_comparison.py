@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from anyvla.config import EnsembleConfig, FirstActionConfig, RecedingHorizonConfig
 from anyvla.errors import ConfigError, DataError
 from anyvla.evaluation.comparison import compare, compare_files
-from anyvla.evaluation.results import read_results, replans_every, summarize_episodes
+from anyvla.evaluation.results import read_results, summarize_episodes
 from anyvla.evaluation.statistics import bootstrap_difference, bootstrap_interval, newcombe_interval
 from anyvla.evaluation.tables import Table, render
+from anyvla.policies.execution import replans_every
 
 
 def write(path: Path, scores: list[float], *, worlds: str = "w{}", full: float = 1.0, **about: Any) -> Path:

@@ -18,7 +18,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from anyvla.config import ExecutionConfig, RecedingHorizonConfig
 from anyvla.errors import DataError
 from anyvla.evaluation.statistics import wilson_interval
 
@@ -83,11 +82,6 @@ def summarize_episodes(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "per_task": {task: rate(tasks[task]) for task in sorted(tasks)},
         "failures": dict(causes.most_common()),
     }
-
-
-def replans_every(execution: ExecutionConfig) -> int:
-    """Control steps between two predictions."""
-    return execution.steps if isinstance(execution, RecedingHorizonConfig) else 1
 
 
 def read_results(paths: Sequence[Path]) -> list[ResultFile]:
