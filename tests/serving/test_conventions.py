@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import pi, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest

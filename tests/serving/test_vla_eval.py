@@ -22,6 +22,7 @@ import pytest
 
 from anyvla.config import EnsembleConfig, RecedingHorizonConfig
 from anyvla.errors import ConfigError, MissingExtraError
+from anyvla.evaluation.results import read_results
 from anyvla.policies.policy import Policy
 from anyvla.serving.conventions import CONVENTIONS, convention
 from anyvla.serving.vla_eval import Bridge, make_server, serve
@@ -200,6 +201,16 @@ def test_a_world_that_loses_its_camera_fails_and_the_others_go_on(tmp_path: Path
         whole = pool.submit(evaluate, served.url, tmp_path, 12)
     for result, reasons in ((broken.result(), {"model_act"}), (whole.result(), {None})):
         assert {episode.get("failure_reason") for task in result["tasks"] for episode in task["episodes"]} == reasons
+
+
+def test_what_it_writes_can_be_compared(tmp_path: Path) -> None:
+    entry = {"benchmark": "tests.serving.point_world:PointWorld", "episodes_per_task": 1, "params": {"seed": 0}}
+    with serving(make_server(Bridge(arm_policy(), convention("calvin")))) as served:
+        api.run({"server": {"url": served.url}, "benchmarks": [entry], "output_dir": str(tmp_path)}, docker=False)
+    (file,) = read_results(list(tmp_path.glob("*_aggregate.json")))
+    assert file.about["env"] == "PointWorld"
+    assert {(episode.task, episode.steps) for episode in file.episodes} == {("red", 6), ("blue", 6)}
+    assert {episode.world for episode in file.episodes} == {"red:0:0", "blue:0:0"}
 
 
 def test_the_google_robot_gripper_remembers_its_own_episode() -> None:

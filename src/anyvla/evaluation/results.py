@@ -85,7 +85,7 @@ def summarize_episodes(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_results(paths: Sequence[Path]) -> list[ResultFile]:
-    """Result files, each named as its file, with the folder where file names repeat.
+    """Result files, ours and vla-eval's, each named as its file, with the folder where file names repeat.
 
     Raises:
         DataError: a file is no result file; it names the file and the key.
@@ -102,6 +102,13 @@ def _read(path: Path, name: str) -> ResultFile:
         content = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: no result file of `anyvla eval --json` ({error})") from error
+    from anyvla.evaluation.vla_eval_results import from_vla_eval, is_vla_eval  # which shares the counting here
+
+    if is_vla_eval(content):
+        try:
+            content = from_vla_eval(content, policy=name)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), list):
         raise DataError(f"{path}: no result file of `anyvla eval --json`: it has no list `results`")
     about = {key: value for key, value in content.items() if key != "results"}
