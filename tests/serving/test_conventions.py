@@ -39,6 +39,24 @@ def test_the_table_is_the_published_one() -> None:
         c.convention("simpler-widow")
 
 
+def test_the_page_says_what_the_table_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    described = {
+        row.name: [
+            f"{row.rate:g} Hz",
+            ", ".join(f"`{camera}`" for camera in row.cameras),
+            "turned by 180 degrees" if row.turned else "as rendered",
+            row.position,
+            f"{row.rotation_unit}, {row.rotation}",
+            row.gripper,
+            " ".join(row.state),
+        ]
+        for row in c.CONVENTIONS.values()
+    }
+    assert {row[0].strip("`"): [*row[1:-1], row[-1].replace(",", "")] for row in rows} == described
+
+
 @pytest.mark.parametrize(("benchmark", "opened", "closed"), [("simpler-widowx", 1, -1), ("calvin", 1, -1), ("libero", -1, 1)])
 def test_the_sign_of_the_gripper(benchmark: str, opened: float, closed: float) -> None:
     assert translate(ARM7, benchmark, [0] * 6 + [1])[6] == opened
