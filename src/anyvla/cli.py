@@ -232,6 +232,42 @@ def export(
 
 
 @app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],
+    protocol: Annotated[Literal["vla-eval"], typer.Option(help="what is spoken over the socket")] = "vla-eval",
+    benchmark: Annotated[
+        Literal["simpler-widowx", "simpler-google", "libero", "calvin"], typer.Option(help="whose conventions are translated")
+    ] = "simpler-widowx",
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from other machines")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    checkpoint: Checkpoint = "last",
+    execution: Annotated[
+        str | None, typer.Option(help="first, receding:STEPS or ensemble:DECAY, instead of the run's own")
+    ] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS, where names of cameras differ")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS, where names of the state's numbers differ")] = None,
+    turn_images: Annotated[
+        bool, typer.Option("--turn-images", help="the policy was trained with LIBERO's unturned images")
+    ] = False,
+    any_rate: Annotated[bool, typer.Option("--any-rate", help="serve in spite of another control rate")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="observations at most in one forward pass")] = 16,
+) -> None:
+    """Serve a policy to benchmarks that run elsewhere."""
+    from anyvla.policies.policy import Policy
+    from anyvla.serving import vla_eval
+    from anyvla.serving.conventions import convention
+
+    policy = Policy.load(run, checkpoint=checkpoint, execution=_execution(execution))
+    cameras, numbers = _renamed("camera", camera), _renamed("state", state)
+    bridge = vla_eval.Bridge(
+        policy, convention(benchmark), cameras=cameras, state=numbers, turn_images=turn_images, any_rate=any_rate
+    )
+    server = vla_eval.make_server(bridge, batch=batch)
+    print(*bridge.describe(), f"serving {protocol} at ws://{host}:{port}", sep="\n", flush=True)
+    vla_eval.serve(server, host, port)
+
+
+@app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(help="two or more result files of `anyvla eval --json`; first the baseline")],
     form: Annotated[Literal["text", "markdown", "latex"], typer.Option("--format", help="of the table")] = "text",
@@ -396,6 +432,17 @@ def _execution(text: str | None) -> Any:
     if value:
         overrides.append(f"policy.execution.{keys.get(kind, 'steps')}={value}")
     return parse_config("{}", overrides, where=f"--execution {text}").policy.execution
+
+
+def _renamed(option: str, pairs: list[str] | None) -> dict[str, str]:
+    """``["primary=front"]`` -> {"primary": "front"}."""
+    renamed = {}
+    for pair in pairs or ():
+        theirs, _, ours = pair.partition("=")
+        if not (theirs and ours):
+            raise ConfigError(f"--{option} is THEIRS=OURS, not {pair!r}")
+        renamed[theirs] = ours
+    return renamed
 
 
 def _statistics_table(console: Console, title: str, names: Sequence[str], statistics: dict[str, list[float]]) -> None:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from anyvla.config import EnsembleConfig, FirstActionConfig, RecedingHorizonConfig
 from anyvla.errors import ConfigError, DataError
 from anyvla.evaluation.comparison import compare, compare_files
-from anyvla.evaluation.results import read_results, replans_every, summarize_episodes
+from anyvla.evaluation.results import read_results, summarize_episodes
 from anyvla.evaluation.statistics import bootstrap_difference, bootstrap_interval, newcombe_interval
 from anyvla.evaluation.tables import Table, render
+from anyvla.policies.execution import replans_every
 
 
 def write(path: Path, scores: list[float], *, worlds: str = "w{}", full: float = 1.0, **about: Any) -> Path:
@@ -204,6 +205,40 @@ def test_mistakes_name_the_file_and_the_key(tmp_path: Path) -> None:
         compare(files(good, write(tmp_path / "c.json", A, env="calvin")))
     with pytest.raises(ConfigError, match="two result files"):
         compare(files(good))
+
+
+def vla_eval(path: Path, solved: list[list[int]], full: int = 5, **about: Any) -> Path:
+    """A result as vla-eval 0.8 writes it, of two tasks."""
+    tasks = [
+        {
+            "task": f"seq_{t}",
+            "episodes": [
+                {"episode_id": i, "metrics": {"success": n == full, "completed_subtasks": n}, "steps": 10 * n}
+                for i, n in enumerate(scores)
+            ],
+        }
+        for t, scores in enumerate(solved)
+    ]
+    content = {"benchmark": "CALVINBenchmark", "harness_version": "0.8.0", "seed": 0, "config": {}, "tasks": tasks, **about}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_results_of_vla_eval_are_compared_too(tmp_path: Path) -> None:
+    a, b = files(
+        vla_eval(tmp_path / "a" / "CALVIN_aggregate.json", [[5, 3, 0], [1, 2, 2]]),
+        vla_eval(tmp_path / "b" / "CALVIN_aggregate.json", [[5, 5, 0], [1, 2, 3]]),
+    )
+    assert (a.name, a.successes, b.successes, len(a.episodes)) == ("a/CALVIN_aggregate", 1, 2, 6)
+    difference = compare_files(a, b)
+    assert difference.worlds == 6
+    assert difference.value == pytest.approx(3 / 6)
+    other_seed = files(vla_eval(tmp_path / "c.json", [[5, 3, 0], [1, 2, 2]], seed=1))[0]
+    assert compare_files(a, other_seed).worlds is None
+    damaged = vla_eval(tmp_path / "d.json", [[5]], tasks=[{"task": "t", "episodes": [{"episode_id": 0}]}])
+    with pytest.raises(DataError, match=r"d\.json: episode 0 of vla-eval's result"):
+        files(damaged)
 
 
 def test_how_often_a_policy_looks() -> None:

@@ -17,10 +17,11 @@ from anyvla.checkpoint import Which, resolve_checkpoint
 from anyvla.config import ExecutionConfig
 from anyvla.errors import ConfigError
 from anyvla.evaluation.log import EpisodeLog
-from anyvla.evaluation.results import rate, replans_every, summarize_episodes
+from anyvla.evaluation.results import rate, summarize_episodes
 from anyvla.evaluation.rollouts import rollout_expert, rollout_policy
 from anyvla.evaluation.statistics import percentiles
 from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
+from anyvla.policies.execution import replans_every
 from anyvla.policies.policy import Policy
 from anyvla.progress import progress_bar
 

@@ -18,7 +18,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from anyvla.config import ExecutionConfig, RecedingHorizonConfig
 from anyvla.errors import DataError
 from anyvla.evaluation.statistics import wilson_interval
 
@@ -85,13 +84,8 @@ def summarize_episodes(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def replans_every(execution: ExecutionConfig) -> int:
-    """Control steps between two predictions."""
-    return execution.steps if isinstance(execution, RecedingHorizonConfig) else 1
-
-
 def read_results(paths: Sequence[Path]) -> list[ResultFile]:
-    """Result files, each named as its file, with the folder where file names repeat.
+    """Result files, ours and vla-eval's, each named as its file, with the folder where file names repeat.
 
     Raises:
         DataError: a file is no result file; it names the file and the key.
@@ -108,6 +102,13 @@ def _read(path: Path, name: str) -> ResultFile:
         content = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: no result file of `anyvla eval --json` ({error})") from error
+    from anyvla.evaluation.vla_eval_results import from_vla_eval, is_vla_eval  # which shares the counting here
+
+    if is_vla_eval(content):
+        try:
+            content = from_vla_eval(content, policy=name)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), list):
         raise DataError(f"{path}: no result file of `anyvla eval --json`: it has no list `results`")
     about = {key: value for key, value in content.items() if key != "results"}

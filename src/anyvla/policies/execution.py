@@ -96,3 +96,8 @@ def make_execution(config: ExecutionConfig, spec: ActionSpec) -> Execution:
     if isinstance(config, EnsembleConfig):
         return TemporalEnsemble(config.decay, spec.binary)
     return FirstAction()
+
+
+def replans_every(config: ExecutionConfig) -> int:
+    """Control steps between two chunks that are taken."""
+    return config.steps if isinstance(config, RecedingHorizonConfig) else 1
