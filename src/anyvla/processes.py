@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import current_process, resource_tracker
+from pathlib import Path
 
 
 @contextmanager
@@ -37,3 +39,14 @@ def leave_interrupts_to_the_main_process(*_: object) -> None:
 def render_in_one_thread() -> None:
     """Mesa's software renderer without threads of its own: the worker processes are the parallelism."""
     os.environ.setdefault("LP_NUM_THREADS", "0")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock file ``path``, and hold it while the block runs."""
+    with path.open("w") as file:
+        if getattr(current_process(), "_inheriting", False):
+            # a worker process that imports an unguarded script would run it, and wait here for its own parent
+            raise RuntimeError("put what your script does under  if __name__ == '__main__':  (see multiprocessing, spawn)")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

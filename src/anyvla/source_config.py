@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from anyvla.errors import did_you_mean
-from anyvla.settings import Settings
+from anyvla.settings import Positive, Settings
 
 PATH = Field(None, description="folder (or file) of the episodes")
 
@@ -31,9 +31,41 @@ class LeRobotConfig(Settings):
     action_names: list[str] | None = Field(None, description="names of the recorded actions, in order, instead of its own")
 
 
+class CalvinConfig(Settings):
+    """CALVIN as it is published: one npz file a frame, and annotations that select stretches of them."""
+
+    type: Literal["calvin"] = "calvin"
+    path: Path | None = PATH
+    split: Literal["training", "validation"] = Field("training", description="unless path is the folder of a split itself")
+    language: Literal["annotated", "play", "both"] = Field(
+        "annotated", description="stretches with a sentence, all recordings without one, or first the former and then the latter"
+    )
+    play_instruction: str = Field("", description="instruction of recordings without a sentence")
+    play_length: Positive = Field(1000, description="longest episode, in frames, that recordings without a sentence are cut into")
+    actions: Literal["relative", "absolute"] = Field("relative", description="changes of the hand's pose, or poses to go to")
+    frame: Literal["world", "tcp"] = Field("world", description="frame of reference of relative actions")
+    scenes: list[Literal["A", "B", "C", "D"]] | None = Field(None, min_length=1, description="scenes to take; all if null")
+    tasks: list[str] | None = Field(None, min_length=1, description="tasks of annotations to take, by name; all if null")
+    per_task: Positive | None = Field(None, description="annotations of each task to take; all if null")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="of each task's annotations; all if null")
+    draw: int = Field(0, ge=0, description="of per_task and fraction: another number takes others")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CalvinConfig:
+        if self.frame == "tcp" and self.actions == "absolute":
+            raise ValueError("frame: only relative actions can be those of the tcp frame")
+        if self.per_task is not None and self.fraction is not None:
+            raise ValueError("per_task and fraction say the same thing: leave one out")
+        if self.language == "play":
+            for key in ("tasks", "per_task", "fraction"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} selects annotations: it does not go with language=play")
+        return self
+
+
 Weight = Annotated[float, Field(gt=0)]
 SingleSourceConfig = Annotated[
-    MobileH5Config | LeRobotConfig,
+    MobileH5Config | LeRobotConfig | CalvinConfig,
     Field(discriminator="type"),
 ]
 
