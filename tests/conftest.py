@@ -74,6 +74,15 @@ def make_episodes(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def sample_data() -> Path:
+    """The folder of real samples, one folder for each format, that ``ANYVLA_TEST_DATA`` names."""
+    folder = os.environ.get("ANYVLA_TEST_DATA")
+    if not folder:
+        pytest.skip("ANYVLA_TEST_DATA names no folder of real samples")
+    return Path(folder)
+
+
+@pytest.fixture
 def llava_folder(tmp_path: Path) -> Path:
     """A tiny random LLaVA for images of 28 x 28, saved as pretrained models are; its last vision layer is used by nothing."""
     from tests.tiny_models import make_tiny

@@ -38,10 +38,13 @@ class CalvinConfig(Settings):
     path: Path | None = PATH
     split: Literal["training", "validation"] = Field("training", description="unless path is the folder of a split itself")
     language: Literal["annotated", "play", "both"] = Field(
-        "annotated", description="stretches with a sentence, all recordings without one, or first the former and then the latter"
+        "annotated",
+        description="stretches with a sentence, all recordings without one, or first the former and then the latter",
     )
     play_instruction: str = Field("", description="instruction of recordings without a sentence")
-    play_length: Positive = Field(1000, description="longest episode, in frames, that recordings without a sentence are cut into")
+    play_length: Positive = Field(
+        1000, description="longest episode, in frames, that recordings without a sentence are cut into"
+    )
     actions: Literal["relative", "absolute"] = Field("relative", description="changes of the hand's pose, or poses to go to")
     frame: Literal["world", "tcp"] = Field("world", description="frame of reference of relative actions")
     scenes: list[Literal["A", "B", "C", "D"]] | None = Field(None, min_length=1, description="scenes to take; all if null")

@@ -1,8 +1,8 @@
 """The numbers of a CALVIN split (actions, robot state), and where its images lie, gathered once from its many files.
 
-CALVIN has one file a frame. What training needs of every frame at once is 29 numbers; opening 100 000 files for them takes minutes on a
-hard disk. So they are kept in the cache as one memory-mapped file (a safetensors file, about 170 bytes a frame), for the frames
-that were ever asked for:
+CALVIN has one file a frame. What training needs of every frame at once is 29 numbers; opening 100 000 files for them takes
+minutes on a hard disk. So they are kept in the cache as one memory-mapped file (a safetensors file, 180 bytes a frame), for the
+frames that were ever asked for:
 
     frame    int64   (N,)        numbers of the frames, ascending
     stat     int64   (N, 2)      size and modification time of the file of each
@@ -10,8 +10,8 @@ that were ever asked for:
     numbers  float32 (N, 29)     rel_actions, actions, robot_obs; NaN where they cannot be read
     bad      int64   (K, 2)      number of a frame, and bits: which of these three cannot be used (1, 2, 4)
 
-A frame is read anew when its file has another size or time. That is looked up for a sample of the files when the index is opened, and for
-every file that images are read from.
+A frame is read anew when its file has another size or time. That is looked up for a sample of the files when the index is
+opened, and for every file that images are read from.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NOWHERE = [0] * 5
 _VERSION = 1
 _SAMPLE = 256  # files looked at when the index is opened
 _BLOCK = 1000  # frames that a process reads at a time
-_FEW = 3000  # below this, starting processes takes longer than reading
+_FEW = 30_000  # below this, starting processes takes longer than reading
 _TOLERANCE = 1e-3
 
 _BIT = {key: 1 << i for i, key in enumerate(KEYS)}
@@ -84,7 +84,9 @@ class CalvinIndex:
             gaps = np.flatnonzero(there != first + np.arange(len(there)))
             missing = first + int(gaps[0] if len(gaps) else len(there))
             lacking = last + 1 - first - (stop - start)
-            raise DataError(f"{frame_path(self.folder, missing)}: no such file; {lacking} of frames {first} to {last} are missing")
+            raise DataError(
+                f"{frame_path(self.folder, missing)}: no such file; {lacking} of frames {first} to {last} are missing"
+            )
         return slice(start, stop)
 
     def complete_rows(self, firsts: np.ndarray, lasts: np.ndarray) -> np.ndarray:
@@ -106,7 +108,7 @@ class CalvinIndex:
         """Those that all frames from ``first`` to ``last`` (inclusive) have."""
         if self.complete:
             return self.cameras
-        there = (self._columns["image"][self.rows(first, last), :, 1] > 0).all(0)
+        there = (self._columns["image"][self.rows(first, last), :, 1] > 0).all(0).tolist()
         return tuple(camera for camera, has in zip(CAMERAS, there, strict=True) if has)
 
     def fingerprint(self, first: int, last: int) -> str:
@@ -164,7 +166,7 @@ def open_index(folder: Path, spans: np.ndarray, keys: Sequence[str], cache: Path
     """The index of the split in ``folder``, after reading what it does not hold yet.
 
     Args:
-        spans: (M, 2) int64, first and last frame (inclusive) of what is needed. Frames without a file are left out of the index.
+        spans: (M, 2) int64, first and last frame (inclusive) of what is needed. Frames without a file are left out.
         keys: which arrays are needed. cache: folder of all caches.
 
     Raises:
@@ -213,14 +215,14 @@ def _fault(key: str, values: np.ndarray) -> str | None:
     width = KEYS[key].stop - KEYS[key].start
     if values.shape != (width,) or values.dtype.kind not in "fiu":
         return f"shape {values.shape}, {values.dtype} is not ({width},) of numbers"
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        return f"number {bad[0]} is {values[bad[0]]}"
+    if not np.isfinite(values).all():
+        bad = int(np.argmin(np.isfinite(values)))
+        return f"number {bad} is {values[bad]}"
     if key != "robot_obs" and abs(abs(values[-1]) - 1) > _TOLERANCE:
         return f"the gripper is {values[-1]:g}, neither -1 (closed) nor 1 (open)"
-    bad = np.flatnonzero(np.abs(values) > 1 + _TOLERANCE)
-    if key == "rel_actions" and len(bad):
-        return f"number {bad[0]} is {values[bad[0]]:g}, outside [-1, 1]"
+    bad = int(np.argmax(np.abs(values)))
+    if key == "rel_actions" and abs(values[bad]) > 1 + _TOLERANCE:
+        return f"number {bad} is {values[bad]:g}, outside [-1, 1]"
     return None
 
 
@@ -253,7 +255,7 @@ def _write(path: Path, columns: Columns) -> None:
 
     has = columns["image"][:, :, 1] > 0
     about = {
-        "cameras": " ".join(camera for camera, any_has in zip(CAMERAS, has.any(0), strict=True) if any_has),
+        "cameras": " ".join(camera for camera, any_has in zip(CAMERAS, has.any(0).tolist(), strict=True) if any_has),
         "complete": str(bool((has == has.any(0)).all())).lower(),
     }
     partial = path.with_suffix(".partial")

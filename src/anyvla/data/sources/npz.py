@@ -1,7 +1,7 @@
 """Single arrays out of ``.npz`` files (zip archives of ``.npy`` files) with as few reads and copies as can be.
 
-``numpy.load`` reads the directory of the archive and parses a header for every array, at every opening: for small arrays that is
-most of its time. Here the directory is read once, and members that lie side by side come with one read.
+``numpy.load`` reads the directory of the archive and parses a header for every array, at every opening: for small arrays that
+is most of its time. Here the directory is read once, and members that lie side by side come with one read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Object arrays (``.npy`` files of dtype object), which are pickles, read without running anything that they name.
 
-A pickle is a program, and may name any function to be called. Here the names that NumPy writes stand for functions of this file,
-which check what they are given; every other name is refused. So NumPy's own reconstruction is never handed a forged shape, type or
-flag, which it would trust. Opcodes that object arrays do not need are refused before anything runs.
+A pickle is a program, and may name any function to be called. Here the names that NumPy writes stand for functions of this
+file, which check what they are given; every other name is refused. So NumPy's own reconstruction is never handed a forged shape,
+type or flag, which it would trust. Opcodes that object arrays do not need are refused before anything runs.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _DAMAGE = (
 def read_object_array(path: Path) -> Any:
     """What the 0-d object array at ``path`` holds (``numpy.load(path, allow_pickle=True).item()``), or an array of numbers.
 
-    Made of numbers, texts, bytes, lists, tuples, dicts, sets and arrays. Raises DataError if it is damaged or names anything else.
+    Made of numbers, texts, bytes, lists, tuples, dicts, sets and arrays. Raises DataError if it is damaged or names other things.
     """
     data = read_file(path, _LARGEST)
     dtype, shape, _, start = header_of(data, str(path))
     if not dtype.hasobject:
         return array_from(data, str(path))
-    if dtype != object or shape != ():
+    if shape != ():
         raise DataError(f"{path}: an object array of the shape {shape} and the type {dtype}; only a single object is read")
     try:
         _check_opcodes(data[start:])
         array = _Unpickler(io.BytesIO(data[start:])).load()
     except _DAMAGE as error:
         raise DataError(f"{path}: {error if isinstance(error, _RefusedError) else f'damaged pickle ({error})'}") from error
-    if not isinstance(array, np.ndarray) or array.shape != () or array.dtype != object:
+    if not isinstance(array, np.ndarray) or array.shape != () or not array.dtype.hasobject:
         raise DataError(f"{path}: the pickle is not the object array that the header says")
     return array.item()
 
@@ -76,6 +76,8 @@ class _Unpickler(pickle.Unpickler):
             return _ArrayType()
         if (module, name) == ("numpy", "dtype"):
             return _MakeType()
+        if (module, name) == ("_codecs", "encode"):
+            return _Encode()
         raise _RefusedError(f"holds {module}.{name}, which is not read")
 
 
@@ -97,6 +99,17 @@ class _Reconstruct:
         if not isinstance(kind, _ArrayType) or shape != (0,):
             raise pickle.UnpicklingError("an array begins otherwise than NumPy writes it")
         return np.empty(0, dtype=np.int8).view(_Array)
+
+
+class _Encode:
+    """Stands for ``codecs.encode``, through which the oldest pickles of Python 3 write bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: object, encoding: object) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("bytes are otherwise than Python writes them")
+        return text.encode("latin-1")
 
 
 class _MakeType:
@@ -139,10 +152,11 @@ class _Array(np.ndarray):
         if not lengths or not isinstance(kind, _Type):
             raise pickle.UnpicklingError("an array goes on otherwise than NumPy writes it")
         dtype = kind.dtype
-        as_list = dtype == object
-        if type(content) is not (list if as_list else bytes) or len(content) != math.prod(shape) * (1 if as_list else dtype.itemsize):
+        as_list = dtype.hasobject
+        length = math.prod(shape) * (1 if as_list else dtype.itemsize)
+        if type(content) is not (list if as_list else bytes) or len(content) != length:
             raise pickle.UnpicklingError(f"the content of an array is not of the shape {shape} and the type {dtype}")
-        super().__setstate__((1, shape, dtype, bool(fortran), content))
+        super().__setstate__((1, shape, dtype, np.bool_(fortran), content))
 
 
 class _Scalar:
@@ -151,7 +165,7 @@ class _Scalar:
     __slots__ = ()
 
     def __call__(self, kind: object, content: object = None) -> Any:
-        if not isinstance(kind, _Type) or kind.dtype == object or type(content) is not bytes:
+        if not isinstance(kind, _Type) or kind.dtype.hasobject or type(content) is not bytes:
             raise pickle.UnpicklingError("a number is otherwise than NumPy writes it")
         if len(content) != kind.dtype.itemsize or not content:
             raise pickle.UnpicklingError(f"the content of a number is not of the type {kind.dtype}")
