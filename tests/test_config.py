@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from anyvla.config import Config, json_schema, load_config, parse_config, recipe_names
 from anyvla.errors import ConfigError
 from anyvla.settings import Settings
+from tests.calvin_data import write_calvin
 from tests.conftest import write_conversations, write_episode
 
 
@@ -99,6 +100,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     import torch
 
     from anyvla.actions import ARM7
+    from anyvla.data.sources.opening import open_source
     from anyvla.models.backbones.load import build_backbone
     from anyvla.models.heads.make import make_head
     from anyvla.models.losses import action_loss
@@ -162,6 +164,10 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
         model = load_config("nav-tiny", [f"model.head={{type: {head}, hidden: 8}}"]).model
         make_head(model.head, 8, 1, ARM7, 1, 1, True, model.loss)
     receding = load_config("nav-tiny", ["policy.execution={type: receding, steps: 2}"])
+    calvin = parse_config(
+        "data: {source: {type: calvin, language: both}}", [f"data.source.path={write_calvin(tmp_path / 'calvin')}"]
+    )
+    open_source(calvin.data.source, cache=tmp_path)
     from anyvla.policies.execution import make_execution
 
     make_execution(receding.policy.execution, ARM7)

@@ -135,6 +135,7 @@ FORGED = {
     "not an array": b"\x80\x03}.",
     "nothing": b"",
     "no end": b"\x80\x03}",
+    "tuples inside each other": b"\x80\x03})" + b"\x85" * 1_000_000 + b"K\x01s.",
     "a list that holds itself": b"\x80\x03]q\x00h\x00a.",
 }
 

@@ -153,6 +153,7 @@ class CalvinSource:
         folder = split_folder(config.path, config.split).resolve()
         self.name = str(folder)
         self.problems: list[Problem] = []
+        self.ready: dict[str, tuple[int, int]] = {}
         stretches = _stretches(folder, config, self.problems)
         if not stretches and not self.problems:
             raise DataError(f"{folder}: no episode is left by the settings of data.source")
@@ -211,8 +212,8 @@ def _scale(spec: ActionSpec, config: CalvinConfig) -> np.ndarray:
         fits = "arm7 and delta7" if served is ARM7 else "pose7"
         other = "absolute" if served is ARM7 else "relative"
         raise ConfigError(
-            f"the action spec {spec.name!r} ({', '.join(spec.names)}) does not go with CALVIN's {config.actions} actions, which "
-            f"fit {fits}; set actions.spec, or data.source.actions={other}"
+            f"the action spec {spec.name!r} ({', '.join(spec.names)}) does not go with CALVIN's {config.actions} actions, "
+            f"which fit {fits}; set actions.spec, or data.source.actions={other}"
         )
     if served is POSE7:
         return np.ones(len(spec), dtype=np.float32)

@@ -108,8 +108,8 @@ class CalvinIndex:
         """Those that all frames from ``first`` to ``last`` (inclusive) have."""
         if self.complete:
             return self.cameras
-        there = (self._columns["image"][self.rows(first, last), :, 1] > 0).all(0).tolist()
-        return tuple(camera for camera, has in zip(CAMERAS, there, strict=True) if has)
+        packed = self._columns["image"][self.rows(first, last), :, 1]
+        return tuple(camera for c, camera in enumerate(CAMERAS) if packed[:, c].all())
 
     def fingerprint(self, first: int, last: int) -> str:
         """Of sizes and times of the files."""
@@ -255,7 +255,7 @@ def _write(path: Path, columns: Columns) -> None:
 
     has = columns["image"][:, :, 1] > 0
     about = {
-        "cameras": " ".join(camera for camera, any_has in zip(CAMERAS, has.any(0).tolist(), strict=True) if any_has),
+        "cameras": " ".join(camera for c, camera in enumerate(CAMERAS) if has[:, c].any()),
         "complete": str(bool((has == has.any(0)).all())).lower(),
     }
     partial = path.with_suffix(".partial")

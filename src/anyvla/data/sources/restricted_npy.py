@@ -1,8 +1,8 @@
 """Object arrays (``.npy`` files of dtype object), which are pickles, read without running anything that they name.
 
 A pickle is a program, and may name any function to be called. Here the names that NumPy writes stand for functions of this
-file, which check what they are given; every other name is refused. So NumPy's own reconstruction is never handed a forged shape,
-type or flag, which it would trust. Opcodes that object arrays do not need are refused before anything runs.
+file, which check what they are given; every other name is refused. So NumPy's own reconstruction is never handed a forged
+shape, type or flag, which it would trust. Opcodes that object arrays do not need are refused before anything runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from anyvla.data.sources.npy import array_from, header_of, read_file
 from anyvla.errors import DataError
 
 _LARGEST = 2**30  # bytes; the language annotations of all of CALVIN have less than a tenth of it
+_MOST_TUPLES = 80_000  # all of CALVIN has 23 000 annotations; more, inside each other, overflow the stack when they are hashed
 _REFUSED = {"PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 _REFUSED |= {"BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 _DAMAGE = (
@@ -33,7 +34,8 @@ _DAMAGE = (
 def read_object_array(path: Path) -> Any:
     """What the 0-d object array at ``path`` holds (``numpy.load(path, allow_pickle=True).item()``), or an array of numbers.
 
-    Made of numbers, texts, bytes, lists, tuples, dicts, sets and arrays. Raises DataError if it is damaged or names other things.
+    Made of numbers, texts, bytes, lists, tuples, dicts, sets and arrays. Raises DataError if it is damaged or names other
+    things.
     """
     data = read_file(path, _LARGEST)
     dtype, shape, _, start = header_of(data, str(path))
@@ -56,12 +58,16 @@ class _RefusedError(pickle.UnpicklingError):
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Refuse what object arrays do not need, and memo numbers for which the unpickler would make a table of gigabytes."""
+    """Refuse what object arrays do not need, and what would exhaust memory or stack: the unpickler trusts its input there."""
+    tuples = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if opcode.name in _REFUSED:
             raise _RefusedError(f"holds the pickle opcode {opcode.name}, which is not read")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= max(count, 255):
-            raise pickle.UnpicklingError(f"memo number {argument}")
+            raise pickle.UnpicklingError(f"memo number {argument}")  # there would be a table of as many pointers
+        tuples += opcode.name.startswith("TUPLE")
+    if tuples > _MOST_TUPLES:
+        raise pickle.UnpicklingError(f"{tuples} tuples")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -156,7 +162,8 @@ class _Array(np.ndarray):
         length = math.prod(shape) * (1 if as_list else dtype.itemsize)
         if type(content) is not (list if as_list else bytes) or len(content) != length:
             raise pickle.UnpicklingError(f"the content of an array is not of the shape {shape} and the type {dtype}")
-        super().__setstate__((1, shape, dtype, np.bool_(fortran), content))
+        checked: Any = (1, shape, dtype, bool(fortran), content)
+        super().__setstate__(checked)
 
 
 class _Scalar:
