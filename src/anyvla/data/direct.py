@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anyvla.data.episode import EpisodeSource
-from anyvla.data.images import resize_frame
+from anyvla.data.images import resize_frames
 from anyvla.settings import Fit
 
 
@@ -26,9 +26,7 @@ class DirectFrames:
         episode = self._source.episode(self._numbers[name])
         there = [camera for camera in self._cameras if camera in episode.cameras]
         frames = episode.read(start, stop, there)
-        if all(frames[camera].shape[1:3] == self._size for camera in there):
-            return frames
-        return {camera: np.stack([resize_frame(frame, self._size, self._fit) for frame in frames[camera]]) for camera in there}
+        return {camera: resize_frames(frames[camera], self._size, self._fit) for camera in there}
 
     def __contains__(self, name: str) -> bool:
         return name in self._numbers

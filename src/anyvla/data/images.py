@@ -1,28 +1,49 @@
-"""One way to bring a frame to the size a model takes, for the training store, the robot and the simulator alike."""
+"""One way to bring frames to the size a model takes, for the training store, the robot and the simulator alike."""
 
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 from anyvla.settings import Fit
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:
-    """(H, W, 3) uint8 -> (h, w, 3) uint8, bicubic with antialiasing.
+    """(H, W, 3) uint8 -> (h, w, 3) uint8; see ``resize_frames``."""
+    return resize_frames(frame[None], size, fit)[0]
+
+
+def resize_frames(frames: np.ndarray, size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:
+    """(T, H, W, 3) uint8 -> (T, h, w, 3) uint8, bicubic with antialiasing; each frame as if it were alone.
 
     ``stretch`` changes the aspect ratio, ``pad`` adds black borders, ``crop`` cuts the longer side around the centre.
     """
-    height, width = size
-    if frame.shape[:2] == (height, width):
-        return frame
-    image = Image.fromarray(frame)
+    height, width = frames.shape[1:3]
+    if (height, width) == size:
+        return frames
     if fit == "stretch":
-        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-    scales = (width / image.width, height / image.height)
+        return _bicubic(frames, size)
+    scales = (size[0] / height, size[1] / width)
     scale = min(scales) if fit == "pad" else max(scales)
-    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(inner, Image.Resampling.BICUBIC)
-    left, top = (inner[0] - width) // 2, (inner[1] - height) // 2
-    # outside the image, crop fills with black: the same call pads and cuts
-    return np.asarray(image.crop((left, top, left + width, top + height)))
+    inner = _bicubic(frames, (max(1, round(height * scale)), max(1, round(width * scale))))
+    out = np.zeros((len(frames), *size, 3), dtype=np.uint8)
+    (rows, theirs), (columns, their_columns) = (_overlap(n, inner.shape[i + 1]) for i, n in enumerate(size))
+    out[:, rows, columns] = inner[:, theirs, their_columns]
+    return out
+
+
+def _bicubic(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # torch's uint8 kernel differs from Pillow's by 2 of 255 at most, and is several times as fast
+    stacked = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)  # stays channels last in memory
+    resized = F.interpolate(stacked, size, mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+
+
+def _overlap(target: int, source: int) -> tuple[slice, slice]:
+    """Where a length of ``source`` lies, centred, in one of ``target``: in the target, and in the source."""
+    if source <= target:
+        start = (target - source) // 2
+        return slice(start, start + source), slice(0, source)
+    start = (source - target) // 2
+    return slice(0, target), slice(start, start + target)

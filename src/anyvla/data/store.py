@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeSource, Problem
-from anyvla.data.images import resize_frame
+from anyvla.data.images import resize_frames
 from anyvla.errors import DataError
 from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process
 from anyvla.progress import progress_bar
 from anyvla.settings import Fit, OnBadEpisode
 
-_VERSION = 1  # of the layout and of the resizing; a change makes old stores unused
+_VERSION = 2  # of the layout and of the resizing; a change makes old stores unused
 _BLOCK = 16  # frames decoded at a time: 44 MB at 720p
 _FEW_FRAMES = 300  # below this, starting processes takes longer than decoding
 
@@ -265,7 +265,7 @@ def _decode(episode: Episode, cameras: Sequence[str], size: tuple[int, int], fit
     try:
         for start in range(0, episode.length, _BLOCK):  # by blocks, so that 720p episodes never fill the memory
             for camera, images in episode.read(start, min(start + _BLOCK, episode.length), there).items():
-                frames[camera] += [resize_frame(image, size, fit) for image in images]
+                frames[camera].append(resize_frames(images, size, fit))
     except DataError as error:
         return str(error)
-    return [np.stack(frames[camera]) if camera in frames else None for camera in cameras]
+    return [np.concatenate(frames[camera]) if camera in frames else None for camera in cameras]
