@@ -38,7 +38,7 @@ TASKS = (
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGH"  # of the tasks in chains.txt
 # a chain has at most one task of each kind
 _KINDS: dict[str, str] = {
-    **{task: "turned or pushed" for task in _TURNED_OR_PUSHED},
+    **dict.fromkeys(_TURNED_OR_PUSHED, "turned or pushed"),
     **{task: "lifted from the " + task.rsplit("_", 1)[1] for task in _LIFTED},
     **{f"move_slider_{side}": "slider" for side in ("left", "right")},
     **{f"{verb}_drawer": "drawer" for verb in ("open", "close")},
@@ -78,9 +78,9 @@ def evaluation_chains(count: int = CHAINS, seed: int = 0) -> list[Chain]:
         for state, line in zip(initial_states(), lines, strict=True)
         for word in line.split()
     ]
-    np.random.RandomState(0).shuffle(drawn)  # type: ignore[arg-type]  # noqa: NPY002  the published order
+    np.random.RandomState(0).shuffle(drawn)  # type: ignore[arg-type]  # the published order
     if seed:
-        np.random.RandomState(seed).shuffle(drawn)  # type: ignore[arg-type]  # noqa: NPY002
+        np.random.RandomState(seed).shuffle(drawn)  # type: ignore[arg-type]
     return [Chain(i, state, tasks) for i, (state, tasks) in enumerate(drawn[:count])]
 
 
@@ -88,7 +88,7 @@ def draw_line(index: int) -> str:
     """Line ``index`` of ``chains.txt``: the chains of an initial state, five letters each."""
     states = initial_states()
     share = len(np.array_split(np.arange(CHAINS), len(states))[index])
-    random = np.random.RandomState(index)  # noqa: NPY002  the list is defined by this generator
+    random = np.random.RandomState(index)  # the list is defined by this generator
     words: list[str] = []
     while len(words) < share:
         drawn = random.permutation(len(TASKS))[:SUBTASKS]
@@ -189,9 +189,9 @@ def initial_observations(state: State) -> tuple[np.ndarray, np.ndarray]:
 
     Which block on the table lies where, and how each is turned, is drawn with a seed made from the state.
     """
-    random = np.random.RandomState(fnv1_32(str(state.values())))  # noqa: NPY002  the published states come from it
+    random = np.random.RandomState(fnv1_32(str(state.values())))  # the published states come from it
     table = [np.array(place) for place in _ON_TABLE]
-    random.shuffle(table)  # type: ignore[arg-type]
+    random.shuffle(table)
     scene = np.zeros(24)
     scene[0] = 0.28 if state["slider"] == "left" else 0.0
     scene[1] = 0.22 if state["drawer"] == "open" else 0.0

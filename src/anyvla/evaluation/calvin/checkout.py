@@ -56,13 +56,12 @@ def read_sentences(root: Path) -> dict[str, str]:
 def read_surfaces(root: Path) -> dict[str, np.ndarray]:
     """table, slider_left, slider_right -> (2, 3) lowest and highest position, metres, where the scene puts blocks down."""
     path = root / "calvin_env/conf/scene/calvin_scene_D.yaml"
-    surfaces = _read_yaml(path).get("surfaces")
+    surfaces: Any = _read_yaml(path).get("surfaces")
     names = ("table", "slider_left", "slider_right")
     try:
-        found = {name: np.array(surfaces[name], dtype=float).reshape(2, 3) for name in names}
+        return {name: np.array(surfaces[name], dtype=np.float64).reshape(2, 3) for name in names}
     except (TypeError, KeyError, ValueError) as error:
         raise SimulationError(f"{path}: key `surfaces` does not give two corners for each of {', '.join(names)}") from error
-    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +28,6 @@ class Simulator:
         self._python = python or sys.executable
         self._stderr = tempfile.TemporaryFile()  # a file never fills up as a pipe would  # noqa: SIM115
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}  # the processes are the parallelism
-        environment.pop("PYTHONPATH", None)  # of this Python, not of that one
         try:
             self._process = subprocess.Popen(
                 [self._python, worker.__file__],
@@ -41,7 +41,8 @@ class Simulator:
             self._stderr.close()
             raise SimulationError(f"--calvin-python {self._python}: cannot be run ({error.strerror})") from error
         try:
-            self.request({"type": "open", "root": str(root.absolute()), "cameras": list(cameras)})
+            answer, _ = self.request({"type": "open", "root": str(root.absolute()), "cameras": list(cameras)})
+            self.versions: dict[str, str] = answer["versions"]
         except BaseException:
             self.close()
             raise
@@ -75,10 +76,8 @@ class Simulator:
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            try:
+            with suppress(BrokenPipeError):  # something was not yet sent when the process died
                 stream.close()
-            except BrokenPipeError:
-                pass  # something was not yet sent when the process died
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
