@@ -20,7 +20,7 @@ from anyvla.errors import ConfigError
 from anyvla.evaluation.calvin.chains import CHAINS, SUBTASKS, evaluation_chains
 from anyvla.evaluation.calvin.checkout import check_checkout, read_sentences, read_surfaces
 from anyvla.evaluation.calvin.drivers import Frame, PolicyDriver
-from anyvla.evaluation.calvin.probes import Probe, make_jobs
+from anyvla.evaluation.calvin.probes import make_jobs
 from anyvla.evaluation.calvin.rollouts import MAX_STEPS, ChainResult, Driver, Job, drive_chains
 from anyvla.evaluation.calvin.simulator import Simulator
 from anyvla.evaluation.log import EpisodeLog
@@ -37,7 +37,7 @@ def evaluate_calvin(
     *,
     chains: int = CHAINS,
     seed: int = 0,
-    probe: Probe = "none",
+    probe: str = "none",
     checkpoint: Which = "last",
     execution: ExecutionConfig | None = None,
     workers: int = 2,

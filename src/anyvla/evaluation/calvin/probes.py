@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 
 from anyvla.errors import ConfigError, did_you_mean
 from anyvla.evaluation.calvin.chains import BLOCKS, ROBOT_OBS, TASKS, Chain, initial_observations
 from anyvla.evaluation.calvin.rollouts import Job
 
-Probe = Literal["none", "blind", "shuffled-language", "randomised"]
+PROBES = ("none", "blind", "shuffled-language", "randomised")
 JOINT_RANGE = 0.15  # radians to either side of the start, in every joint of the arm
 BLOCK_DISTANCE = 0.1  # metres between the middles of two blocks at least
 
 
 def make_jobs(
-    chains: list[Chain], sentences: dict[str, str], surfaces: dict[str, np.ndarray], probe: Probe = "none", seed: int = 0
+    chains: list[Chain], sentences: dict[str, str], surfaces: dict[str, np.ndarray], probe: str = "none", seed: int = 0
 ) -> list[Job]:
     """What is driven under ``probe``; the chains, and what counts as success, are the same for all of them.
 
@@ -26,8 +24,8 @@ def make_jobs(
     Args:
         sentences: task -> its sentence. surfaces: name -> (2, 3) lowest and highest position where blocks are put down.
     """
-    if probe not in get_args(Probe):
-        raise ConfigError(f"CALVIN has no probe {probe!r}{did_you_mean(probe, get_args(Probe))}")
+    if probe not in PROBES:
+        raise ConfigError(f"CALVIN has no probe {probe!r}{did_you_mean(probe, PROBES)}")
     jobs = []
     for chain in chains:
         robot_obs, scene_obs = initial_observations(chain.state)
