@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -84,17 +85,14 @@ def evaluation_chains(count: int = CHAINS, seed: int = 0) -> list[Chain]:
     return [Chain(i, state, tasks) for i, (state, tasks) in enumerate(drawn[:count])]
 
 
-def draw_line(index: int) -> str:
-    """Line ``index`` of ``chains.txt``: the chains of an initial state, five letters each."""
-    states = initial_states()
-    share = len(np.array_split(np.arange(CHAINS), len(states))[index])
+def draws(index: int) -> Iterator[str]:
+    """The chains of initial state ``index``, five letters each, without end; the first five or six are its line of the file."""
+    state = initial_states()[index]
     random = np.random.RandomState(index)  # the list is defined by this generator
-    words: list[str] = []
-    while len(words) < share:
+    while True:
         drawn = random.permutation(len(TASKS))[:SUBTASKS]
-        if _can_be_done(states[index], [TASKS[i] for i in drawn]):
-            words.append("".join(_LETTERS[i] for i in drawn))
-    return " ".join(words)
+        if _can_be_done(state, [TASKS[i] for i in drawn]):
+            yield "".join(_LETTERS[i] for i in drawn)
 
 
 def initial_states() -> list[State]:

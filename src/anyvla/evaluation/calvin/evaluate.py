@@ -70,8 +70,8 @@ def evaluate_calvin(
     driver: Driver
     if isinstance(run, Path):
         folder = resolve_checkpoint(run, checkpoint)
-        policy = Policy.load(run, checkpoint=checkpoint, execution=execution)
-        frame = _frame_of(folder)
+        source, frame = _trained_on(folder)
+        policy = Policy.load(run, checkpoint=checkpoint, execution=execution, source=source)
         driver = PolicyDriver(policy, frame)
         settings = policy.config.execution
         about |= {
@@ -159,15 +159,19 @@ def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
     return {"successes": successes, "episodes": len(outcomes), "wilson95": list(wilson_interval(successes, len(outcomes)))}
 
 
-def _frame_of(folder: Path) -> Frame:
-    """The frame of the relative actions that a checkpoint was trained with; the world's where its data do not say."""
-    content = yaml.safe_load((folder / "config.yaml").read_text())
-    source = content.get("data", {}).get("source") or {}
-    sources = source["sources"].values() if "sources" in source else [source]
-    frames = {one.get("frame", "world") for one in sources if one.get("type") == "calvin"} or {"world"}
-    if len(frames) > 1:
-        raise ConfigError(f"{folder}: trained with actions in the world's frame and in that of the TCP, it cannot be driven")
-    return "tcp" if frames == {"tcp"} else "world"
+def _trained_on(folder: Path) -> tuple[str | None, Frame]:
+    """Of a checkpoint: the CALVIN source's name where it was trained on a mixture, and the frame of its relative actions."""
+    source = yaml.safe_load((folder / "config.yaml").read_text())["data"]["source"]
+    name = None
+    if source["type"] == "mixture":
+        named = {name: one for name, one in source["sources"].items() if one["type"] == "calvin"}
+        if len(named) != 1:
+            raise ConfigError(
+                f"{folder}: trained on several sources, of which {len(named)} are of the type calvin: it cannot be told which "
+                f"of them has the scale of CALVIN's actions ({', '.join(source['sources'])})"
+            )
+        ((name, source),) = named.items()
+    return name, "tcp" if source.get("frame") == "tcp" else "world"
 
 
 @contextmanager

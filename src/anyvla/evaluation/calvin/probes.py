@@ -9,7 +9,7 @@ from anyvla.evaluation.calvin.chains import BLOCKS, ROBOT_OBS, TASKS, Chain, ini
 from anyvla.evaluation.calvin.rollouts import Job
 
 PROBES = ("none", "blind", "shuffled-language", "randomised")
-JOINT_RANGE = 0.15  # radians to either side of the start, in every joint of the arm
+JOINT_RANGE = 0.1  # radians to either side of the start, in every joint of the arm
 BLOCK_DISTANCE = 0.1  # metres between the middles of two blocks at least
 
 
@@ -47,7 +47,7 @@ def redraw(
     """Another start of the same chain: its tasks stay possible, for doors, lights and each block's surface stay as they are.
 
     The benchmark starts from one pose of the arm, and blocks lie at two places of the table and two of the cabinet. Here
-    every joint is drawn within 0.15 rad of the start (the gripper moves by some centimetres, well inside the range of the
+    every joint is drawn within 0.1 rad of the start (the gripper moves by some centimetres, well inside the range of the
     training data), every block uniformly on its surface as the environment itself puts blocks down when data are recorded, and
     its yaw uniformly; blocks keep 10 cm from each other.
     """
