@@ -59,6 +59,7 @@ class Tasks:
     "calvin_env/envs/play_table_env.py": """
 import os
 import sys
+from types import SimpleNamespace
 import numpy as np
 
 ALIVE = []
@@ -80,6 +81,7 @@ class PlayTableSimEnv:
         assert robot_cfg["filename"] == "longer" and robot_cfg["base"] == "panda" and scene_cfg["surfaces"]
         ALIVE.append(self)
         self.cameras = [Camera(**camera) for camera in cameras.values()]
+        self.robot = SimpleNamespace(gripper_action=1)
         os.write(1, b"argv[0]=\\n")  # as the libraries of PyBullet do
         print("version", get_git_commit_hash(__file__))
 
@@ -90,6 +92,7 @@ class PlayTableSimEnv:
         raise RuntimeError("rendered at every step")
 
     def get_state_obs(self):
+        self.robot_obs[14] = self.robot.gripper_action
         return {"robot_obs": self.robot_obs, "scene_obs": self.scene_obs}
 
     def get_info(self):
@@ -103,7 +106,7 @@ class PlayTableSimEnv:
         else:
             self.robot_obs[:3] += 0.02 * action[:3]
         assert action[6] in (-1, 1)
-        self.robot_obs[14] = action[6]
+        self.robot.gripper_action = action[6]
         print("noise on stdout")
         os.write(1, b"noise from C")
         if self.robot_obs[2] > 100:

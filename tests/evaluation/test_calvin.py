@@ -96,6 +96,15 @@ def test_subtasks_follow_from_the_state_that_the_last_one_left(root: Path) -> No
     assert all(subtask["success"] and subtask["steps"] == 5 for subtask in results[0].subtasks)
 
 
+def test_nothing_of_a_chain_is_left_in_the_next_one(root: Path) -> None:
+    driver = Script(np.array([1.0, 0, 0, 0, 0, 0, -1]))
+    with Simulator(root, ()) as simulator:
+        drive_chains([simulator], _jobs(root, 2), driver)
+    for first in (driver.seen[0][1], driver.seen[25][1]):
+        np.testing.assert_array_equal(first.robot_obs, initial_observations(evaluation_chains(1)[0].state)[0])
+    assert driver.seen[1][1].robot_obs[14] == -1
+
+
 def test_the_first_failure_ends_the_chain_at_the_last_step_allowed(tmp_path: Path) -> None:
     chain = evaluation_chains(1)[0]
     root = write_fake_calvin(tmp_path, hard=(chain.tasks[2],))
@@ -353,13 +362,50 @@ def test_the_doctor_says_what_a_checkout_lacks(root: Path, tmp_path: Path) -> No
     assert "does not answer" in silent["its python"].detail
 
 
-@pytest.mark.slow
-def test_the_real_environment_is_driven() -> None:
+class PressTheButton:
+    """Moves the hand over the button of scene D and down."""
+
+    cameras: tuple[str, ...] = ()
+
+    def begin(self, slot: int, instruction: str) -> None:
+        self._way = [np.array(place) for place in ((-0.12, -0.12, 0.58), (-0.12, -0.12, 0.4))]
+
+    def looks(self, slot: int) -> bool:
+        return False
+
+    def act(self, slots: Sequence[int], observations: Sequence[Observation]) -> list[Command]:
+        (seen,) = observations
+        away = self._way[0] - seen.robot_obs[:3]
+        if len(self._way) > 1 and np.abs(away).max() < 0.02:
+            self._way.pop(0)
+        return [Command(np.array([*np.clip(away / 0.02, -0.5, 0.5), 0, 0, 0, -1]))]
+
+    def finish(self, slot: int) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def real() -> tuple[Path, str | None]:
     if "ANYVLA_CALVIN_ROOT" not in os.environ:
         pytest.skip("ANYVLA_CALVIN_ROOT names no checkout of CALVIN")
-    real, python = Path(os.environ["ANYVLA_CALVIN_ROOT"]), os.environ.get("ANYVLA_CALVIN_PYTHON")
-    assert all(finding.state == "ok" for finding in examine_calvin(real, python))
-    with Simulator(real, ("rgb_static", "rgb_gripper"), python) as simulator:
+    return Path(os.environ["ANYVLA_CALVIN_ROOT"]), os.environ.get("ANYVLA_CALVIN_PYTHON")
+
+
+@pytest.mark.slow
+def test_the_real_environment_knows_success_and_failure(real: tuple[Path, str | None]) -> None:
+    chains = [chain for chain in evaluation_chains() if chain.tasks[0] in ("turn_on_led", "turn_off_led")][:4]
+    jobs = make_jobs(chains, read_sentences(real[0]), read_surfaces(real[0]))
+    results: list[ChainResult] = []
+    with Simulator(real[0], (), real[1]) as simulator:
+        drive_chains([simulator], jobs, PressTheButton(), results.append, max_steps=120)
+    assert [result.solved for result in results] == [1] * 4
+    assert all(result.subtasks[0]["steps"] < 60 for result in results)
+
+
+@pytest.mark.slow
+def test_the_real_environment_is_driven(real: tuple[Path, str | None]) -> None:
+    assert all(finding.state == "ok" for finding in examine_calvin(*real))
+    with Simulator(real[0], ("rgb_static", "rgb_gripper"), real[1]) as simulator:
         for chain in evaluation_chains(2):
             robot_obs, scene_obs = initial_observations(chain.state)
             simulator.request({"type": "reset"}, robot_obs=robot_obs, scene_obs=scene_obs)

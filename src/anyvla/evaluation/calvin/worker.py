@@ -112,6 +112,8 @@ class World:
         self._env.get_camera_obs = lambda: ({}, {})  # the environment would render at every step
 
     def reset(self, robot_obs: np.ndarray, scene_obs: np.ndarray) -> None:
+        # the environment forgets this number, which would then be the last one of the chain before
+        self._env.robot.gripper_action = int(robot_obs[14])
         self._env.reset(robot_obs=robot_obs, scene_obs=scene_obs)
 
     def begin(self, task: str) -> None:
