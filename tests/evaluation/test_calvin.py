@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_arm_policy(tmp_path_factory.mktemp("arm") / "run", state=("gripper_width", "tcp_z"))
 
 
-def _jobs(root: Path, count: int = 3, probe: str = "none") -> list[Job]:
+def _jobs(root: Path, count: int = 3, probe: Any = "none") -> list[Job]:
     return make_jobs(evaluation_chains(count), read_sentences(root), read_surfaces(root), probe)
 
 
@@ -285,19 +285,19 @@ def test_probes_change_what_is_said_or_where_it_starts_and_nothing_else(root: Pa
         _jobs(root, 1, "blnd")
 
 
-def test_intervals_have_a_width_even_where_all_chains_end_alike() -> None:
+def test_chains_are_counted() -> None:
     def result(i: int, solved: int) -> ChainResult:
         chain = evaluation_chains(i + 1)[i]
         return ChainResult(i, chain.world, chain.tasks, solved, 10, [])
 
     nothing = summarize_chains([result(i, 0) for i in range(20)])
     assert nothing["average_length"] == 0
-    assert nothing["average_length95"][0] == pytest.approx(0)
-    assert 0.5 < nothing["average_length95"][1] < 1
+    assert nothing["in_a_row"]["1"]["wilson95"][1] == pytest.approx(0.161, abs=1e-3)
     some = summarize_chains([result(1, 2), result(0, 5)])
     assert [entry["index"] for entry in some["results"]] == [0, 1]
     assert [some["in_a_row"][n]["successes"] for n in "12345"] == [2, 2, 1, 1, 1]
     assert some["average_length"] == 3.5
+    assert some["average_length95"] == [2, 5]
     assert some["successes"] == 1
 
 

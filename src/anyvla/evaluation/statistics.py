@@ -12,7 +12,7 @@ Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 RESAMPLES = 10_000  # of a bootstrap
 
 
-def wilson_interval(successes: float, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a success rate (Wilson 1927), 95 % unless ``z`` says otherwise; (0, 1) without trials.
 
     >>> low, high = wilson_interval(90, 100)

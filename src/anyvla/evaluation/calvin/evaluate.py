@@ -15,7 +15,7 @@ import yaml
 
 import anyvla
 from anyvla.checkpoint import Which, resolve_checkpoint
-from anyvla.config import ExecutionConfig, RecedingHorizonConfig
+from anyvla.config import ExecutionConfig
 from anyvla.errors import ConfigError
 from anyvla.evaluation.calvin.chains import CHAINS, SUBTASKS, evaluation_chains
 from anyvla.evaluation.calvin.checkout import check_checkout, read_sentences, read_surfaces
@@ -26,7 +26,9 @@ from anyvla.evaluation.calvin.simulator import Simulator
 from anyvla.evaluation.log import EpisodeLog
 from anyvla.evaluation.navigation import fingerprint, machine
 from anyvla.evaluation.plots import film
-from anyvla.evaluation.statistics import percentiles, wilson_interval
+from anyvla.evaluation.results import rate, replans_every
+from anyvla.evaluation.statistics import bootstrap_interval, percentiles
+from anyvla.evaluation.tasks import Probe
 from anyvla.policies.policy import Policy
 from anyvla.progress import progress_bar
 
@@ -37,7 +39,7 @@ def evaluate_calvin(
     *,
     chains: int = CHAINS,
     seed: int = 0,
-    probe: str = "none",
+    probe: Probe = "none",
     checkpoint: Which = "last",
     execution: ExecutionConfig | None = None,
     workers: int = 2,
@@ -73,12 +75,11 @@ def evaluate_calvin(
         source, frame = _trained_on(folder)
         policy = Policy.load(run, checkpoint=checkpoint, execution=execution, source=source)
         driver = PolicyDriver(policy, frame)
-        settings = policy.config.execution
         about |= {
             "policy": str(run),
             "checkpoint": fingerprint(folder),
-            "execution": settings.model_dump(),
-            "replans_every": settings.steps if isinstance(settings, RecedingHorizonConfig) else 1,
+            "execution": policy.config.execution.model_dump(),
+            "replans_every": replans_every(policy.config.execution),
             "safety": policy.config.safety.model_dump(),
             "frame": frame,
         }
@@ -119,9 +120,8 @@ def evaluate_calvin(
 def summarize_chains(results: Sequence[ChainResult]) -> dict[str, Any]:
     """Counts, intervals and the chains themselves, in the order of their indices.
 
-    ``successes`` counts whole chains; ``in_a_row`` says for 1 to 5 how many chains got that far. ``average_length95`` is
-    Wilson's interval of the mean of lengths / 5: no distribution on [0, 1] spreads more than that of 0 and 1, so it holds for
-    any, and unlike a bootstrap it has a width where all chains ended alike.
+    ``successes`` counts whole chains; ``in_a_row`` says for 1 to 5 how many chains got that far. ``average_length95`` is a
+    bootstrap's, as in ``anyvla compare``: it has no width where all chains ended alike, and then ``in_a_row`` says more.
     """
     results = sorted(results, key=lambda result: result.index)
     count = len(results)
@@ -129,11 +129,11 @@ def summarize_chains(results: Sequence[ChainResult]) -> dict[str, Any]:
     subtasks = [subtask for result in results for subtask in result.subtasks]
     names = sorted({subtask["task"] for subtask in subtasks})
     return {
-        **_rate([result.success for result in results]),
-        "in_a_row": {str(n): _rate([result.solved >= n for result in results]) for n in range(1, SUBTASKS + 1)},
-        "average_length": total / count if count else 0.0,
-        "average_length95": [SUBTASKS * bound for bound in wilson_interval(total / SUBTASKS, count)],
-        "per_task": {name: _rate([one["success"] for one in subtasks if one["task"] == name]) for name in names},
+        **rate([result.success for result in results]),
+        "in_a_row": {str(n): rate([result.solved >= n for result in results]) for n in range(1, SUBTASKS + 1)},
+        "average_length": total / count,
+        "average_length95": list(bootstrap_interval([result.solved for result in results])),
+        "per_task": {name: rate([one["success"] for one in subtasks if one["task"] == name]) for name in names},
         "failures": dict(Counter(r.tasks[r.solved] for r in results if not r.success).most_common()),
         "step_latency_ms": percentiles([ms for result in results for ms in result.latency_ms]),
         "safety_stops": sum(result.stops for result in results),
@@ -145,18 +145,13 @@ def summarize_chains(results: Sequence[ChainResult]) -> dict[str, Any]:
 def describe_result(result: dict[str, Any]) -> list[str]:
     """The lines that the command line prints."""
     low, high = result["average_length95"]
-    rates = " ".join(f"{n}/5 {rate['successes'] / max(1, rate['episodes']):.1%}" for n, rate in result["in_a_row"].items())
+    rates = " ".join(f"{n}/5 {one['successes'] / one['episodes']:.1%}" for n, one in result["in_a_row"].items())
     every = result["replans_every"]
     return [
         f"average length {result['average_length']:.3f} of 5 (95 % {low:.3f} to {high:.3f}) over {result['episodes']} chains",
         f"in a row: {rates}",
         f"probe {result['probe']}; " + (f"predicts every {every} step{'s' * (every > 1)}" if every else "scripted"),
     ]
-
-
-def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
-    successes = sum(outcomes)
-    return {"successes": successes, "episodes": len(outcomes), "wilson95": list(wilson_interval(successes, len(outcomes)))}
 
 
 def _trained_on(folder: Path) -> tuple[str | None, Frame]:

@@ -7,6 +7,7 @@ import numpy as np
 from anyvla.errors import ConfigError, did_you_mean
 from anyvla.evaluation.calvin.chains import BLOCKS, ROBOT_OBS, TASKS, Chain, initial_observations
 from anyvla.evaluation.calvin.rollouts import Job
+from anyvla.evaluation.tasks import Probe
 
 PROBES = ("none", "blind", "shuffled-language", "randomised")
 JOINT_RANGE = 0.1  # radians to either side of the start, in every joint of the arm
@@ -14,7 +15,7 @@ BLOCK_DISTANCE = 0.1  # metres between the middles of two blocks at least
 
 
 def make_jobs(
-    chains: list[Chain], sentences: dict[str, str], surfaces: dict[str, np.ndarray], probe: str = "none", seed: int = 0
+    chains: list[Chain], sentences: dict[str, str], surfaces: dict[str, np.ndarray], probe: Probe = "none", seed: int = 0
 ) -> list[Job]:
     """What is driven under ``probe``; the chains, and what counts as success, are the same for all of them.
 
