@@ -26,9 +26,10 @@ from anyvla.evaluation.calvin.simulator import Simulator
 from anyvla.evaluation.log import EpisodeLog
 from anyvla.evaluation.navigation import fingerprint, machine
 from anyvla.evaluation.plots import film
-from anyvla.evaluation.results import rate, replans_every
+from anyvla.evaluation.results import rate
 from anyvla.evaluation.statistics import bootstrap_interval, percentiles
 from anyvla.evaluation.tasks import Probe
+from anyvla.policies.execution import replans_every
 from anyvla.policies.policy import Policy
 from anyvla.progress import progress_bar
 
