@@ -55,6 +55,8 @@ SourceSettings = Annotated[
 Spec = Annotated[str | None, typer.Option(help="action spec; that of the data if not given")]
 Seed = Annotated[int, typer.Option(min=0)]
 Workers = Annotated[int, typer.Option(min=1, help="simulation processes")]
+CalvinRoot = Annotated[Path | None, typer.Option(help="your checkout of github.com/mees/calvin")]
+CalvinPython = Annotated[str | None, typer.Option(help="the Python that has CALVIN's packages; this one if not given")]
 Checkpoint = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
 
 
@@ -129,7 +131,7 @@ def train(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder; `expert` for the scripted expert")],
-    env: Annotated[Literal["nav"], typer.Option(help="benchmark")] = "nav",
+    env: Annotated[Literal["nav", "calvin"], typer.Option(help="benchmark")] = "nav",
     scenario: Annotated[str, typer.Option()] = "1box",
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
@@ -144,6 +146,10 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="write the result file here")] = None,
     report: Annotated[Path | None, typer.Option(help="write the report page here")] = None,
     workers: Workers = 2,
+    calvin_root: CalvinRoot = None,
+    calvin_python: CalvinPython = None,
+    chains: Annotated[int, typer.Option(min=1, max=1000, help="of --env calvin")] = 1000,
+    videos: Annotated[Path | None, typer.Option(help="folder of films of the first failures, of --env calvin")] = None,
 ) -> None:
     """Drive unseen worlds with a policy and count."""
     from anyvla.checkpoint import write_atomically
@@ -151,6 +157,29 @@ def evaluate(
 
     driver = None if str(run) == "expert" else run
     log = json_out.with_name(f"{json_out.name}.episodes") if json_out else None  # an interrupted evaluation goes on from it
+    if env == "calvin":
+        from anyvla.evaluation.calvin.evaluate import describe_result, evaluate_calvin
+
+        if calvin_root is None or driver is None or report is not None:
+            raise ConfigError("--env calvin takes a run, wants --calvin-root, and writes --json and --videos but no --report")
+        result = evaluate_calvin(
+            driver,
+            calvin_root,
+            chains=chains,
+            seed=seed,
+            probe=probe,
+            checkpoint=checkpoint,
+            execution=_execution(execution),
+            workers=workers,
+            python=calvin_python,
+            log_file=log,
+            videos=videos,
+        )
+        if json_out and log:
+            write_atomically(json_out, json.dumps(result, indent=1))
+            log.unlink()
+        print(*describe_result(result), sep="\n")
+        return
     result = evaluate_nav(
         driver,
         scenario=scenario,
@@ -389,11 +418,15 @@ def stats(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    what: Annotated[Literal["machine", "calvin"], typer.Argument(help="this machine, or a checkout of CALVIN")] = "machine",
+    calvin_root: CalvinRoot = None,
+    calvin_python: CalvinPython = None,
+) -> None:
     """What this machine has: devices, OpenGL, optional parts. Exit status 1 if something needed is missing."""
-    from anyvla.doctor import examine
+    from anyvla.doctor import examine, examine_calvin
 
-    findings = examine()
+    findings = examine() if what == "machine" else examine_calvin(calvin_root, calvin_python)
     marks = {"ok": "[green]ok[/]", "optional": "[yellow]--[/]", "problem": "[red]!![/]"}
     table = Table(box=None, show_header=False)
     for finding in findings:

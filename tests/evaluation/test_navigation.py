@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     collect_nav(folder / "data", "1box", 4, 0, (32, 48), workers=1)
     overrides = [
         f"out={folder / 'run'}",
-        f"data={{path: {folder / 'data'}, cache: {folder / 'cache'}}}",
+        f"data={{source: {{type: mobile_h5, path: {folder / 'data'}}}, cache: {folder / 'cache'}}}",
         "observation.image_size=[32,48]",
         "model.backbone={type: tiny, width: 32, vision_layers: 1, language_layers: 1}",
         "model.head={type: lstm, hidden: 16, trunk: [16]}",

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from anyvla.errors import ConfigError
-from anyvla.evaluation.tasks import EpisodeResult
 
 
-class EpisodeLog:
+class Result(Protocol):
+    """What happened in one episode of an environment."""
+
+    @property
+    def index(self) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+
+
+R = TypeVar("R", bound=Result)
+
+
+class EpisodeLog(Generic[R]):
     """``results`` and ``seconds`` of this evaluation so far, kept in a file if there is one.
 
     The first line of the file says which evaluation it is; a file of another one is begun anew.
     """
 
-    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
-        self.results: list[EpisodeResult] = []
+    def __init__(self, path: Path | None, about: dict[str, Any], read: Callable[[dict[str, Any]], R]) -> None:
+        """``read``: the inverse of the results' ``to_dict``; it raises TypeError or KeyError for what is none."""
+        self.results: list[R] = []
         self.seconds = 0.0
+        self.read = read
         self._path = path
         if path is None:
             return
@@ -26,14 +41,14 @@ class EpisodeLog:
         try:
             lines = path.read_text().splitlines() if path.exists() else []
             if lines and lines[0] == header:
-                self._read(lines[1:])
+                self._read_lines(lines[1:])
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(header)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def add(self, result: EpisodeResult) -> None:
+    def add(self, result: R) -> None:
         self.results.append(result)
         self._append(result.to_dict())
 
@@ -47,7 +62,7 @@ class EpisodeLog:
             with self._path.open("a") as file:
                 file.write("\n" + json.dumps(value))  # first the newline: it ends a line that was cut short
 
-    def _read(self, lines: list[str]) -> None:
+    def _read_lines(self, lines: list[str]) -> None:
         found = {}
         for line in lines:
             try:
@@ -55,8 +70,8 @@ class EpisodeLog:
                 if value.keys() == {"seconds"}:
                     self.seconds += value["seconds"]
                     continue
-                result = EpisodeResult.from_dict(value)
-            except (json.JSONDecodeError, TypeError):
+                result = self.read(value)
+            except (json.JSONDecodeError, TypeError, KeyError):
                 continue  # the line that was being written when the process died
             found[result.index] = result
         self.results = list(found.values())

@@ -57,7 +57,7 @@ def evaluate_nav(
     tasks = nav_tasks(scenario, episodes, seed, probe)
     about: dict[str, Any] = {
         "policy": "expert" if run is None else str(run),
-        "checkpoint": None if run is None else _fingerprint(resolve_checkpoint(run, checkpoint)),
+        "checkpoint": None if run is None else fingerprint(resolve_checkpoint(run, checkpoint)),
         "env": "nav",
         "scenario": scenario,
         "episodes": episodes,
@@ -76,7 +76,8 @@ def evaluate_nav(
             "image_size": list(image_size),
         }
     worlds = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()[:16]
-    log = EpisodeLog(log_file, {**about, "policy": None, "worlds": worlds, "anyvla": anyvla.__version__})
+    header = {**about, "policy": None, "worlds": worlds, "anyvla": anyvla.__version__}
+    log = EpisodeLog(log_file, header, EpisodeResult.from_dict)
     done = {result.index for result in log.results}
     with progress_bar(description, len(tasks), done=len(done)) as bar:
 
@@ -160,7 +161,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Of a checkpoint's weights."""
     digest = hashlib.sha256()
     with (folder / "model.safetensors").open("rb") as file:
