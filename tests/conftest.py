@@ -53,14 +53,6 @@ def write_conversations(folder: Path, count: int = 6, seed: int = 0) -> Path:
 
 
 @pytest.fixture
-def sample_data() -> Path:
-    """The folder of real samples, ``$ANYVLA_TEST_DATA``; without it a test is skipped."""
-    if "ANYVLA_TEST_DATA" not in os.environ:
-        pytest.skip("ANYVLA_TEST_DATA does not name the folder of real samples")
-    return Path(os.environ["ANYVLA_TEST_DATA"])
-
-
-@pytest.fixture
 def make_episodes(tmp_path: Path) -> Callable[..., Path]:
     """Make a folder of episodes of the given lengths, alternately to be passed on the left and on the right."""
 
