@@ -13,6 +13,7 @@ from anyvla.errors import ConfigError
 from anyvla.settings import Settings
 from tests.calvin_data import write_calvin
 from tests.conftest import write_conversations, write_episode
+from tests.data.rlds_made import made_steps, make_dataset
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -157,7 +158,11 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
         policy = Policy.load(run, source="a" if "mixture" in changes[0] else None)
         policy.reset("go")
         policy.act({"front": np.zeros((8, 8, 3), np.uint8)}, state=[0.5] if policy.spec().state else None)
-    # what the two runs above do not come by
+    source = load_config(
+        "openx-kosmos2", [f"data.source.path={make_dataset(tmp_path, 'bridge_dataset', [made_steps('bridge_dataset', 4)])}"]
+    ).data.source
+    open_source(source, cache=tmp_path / "cache")
+    # what the runs above do not come by
     arm = torch.zeros(1, 1, 1, 7)
     action_loss(arm, arm, arm[..., 0] == 0, ARM7, load_config("nav-tiny").model.loss)
     for head in ("gpt", "flow"):

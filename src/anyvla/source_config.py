@@ -66,9 +66,55 @@ class CalvinConfig(Settings):
         return self
 
 
+class RLDSLayout(Settings):
+    """What the features of an RLDS dataset mean.
+
+    Names are those of features.json without ``steps/``; ``[a:b]`` behind a name takes some of its columns.
+    """
+
+    cameras: dict[str, str] = Field(min_length=1, description="camera -> its feature, such as observation/image")
+    translation: str | None = Field(None, description="columns of the change of place, up to three; zeros if null")
+    rotation: str | None = Field(None, description="columns of the change of attitude; zeros if null")
+    rotation_form: Literal["rpy", "quaternion", "axis_angle"] = Field("rpy", description="quaternion is x y z w")
+    gripper: str | None = Field(None, description="one column")
+    gripper_rule: Literal["open", "closed", "closing", "always_open", "always_closed"] = Field(
+        "open", description="what 1 means there: a position open or closed, or a change that closes (then -1 opens)"
+    )
+    scale: tuple[float, float] | None = Field(
+        (1.0, 1.0), description="factors to metres and radians; null: units unknown, limits of the spec are not applied"
+    )
+    reached: str | None = Field(None, description="six columns of the pose that was reached, x y z roll pitch yaw")
+    state: dict[str, list[str]] = Field({}, description="columns -> the names of these numbers")
+    instruction: list[str] = Field(["language_instruction"], description="features of the sentence; the first not empty")
+    drop_first: int = Field(0, ge=0, description="steps at the beginning of every episode that are left out")
+    fps: float = Field(gt=0, description="control steps per second")
+
+    @model_validator(mode="after")
+    def _gripper_is_known(self) -> RLDSLayout:
+        if (self.gripper is None) != self.gripper_rule.startswith("always"):
+            raise ValueError(f"gripper_rule {self.gripper_rule!r} {'takes no' if self.gripper else 'needs a'} gripper column")
+        return self
+
+
+class RLDSConfig(Settings):
+    """RLDS, as Open X-Embodiment is published: a folder of TensorFlow Datasets."""
+
+    type: Literal["rlds"] = "rlds"
+    path: Path | None = Field(None, description="folder of a version, of a dataset (newest version), or of several datasets")
+    split: str = Field("train", description="such as train, train[:95%], train[10:20], train+val")
+    dataset: str | None = Field(None, description="whose layout it has; its own name if null")
+    layout: RLDSLayout | None = Field(None, description="of a dataset that is not in the table")
+    cameras: dict[str, str] | None = Field(None, description="camera -> its feature, instead of those of the layout")
+    motion: Literal["commanded", "reached"] = Field(
+        "commanded", description="the action as commanded, or what the pose changed by until the next step"
+    )
+    unlabelled: bool = Field(False, description="keep episodes without a sentence")
+    checksum: bool = Field(True, description="check every record when the index is made")
+
+
 Weight = Annotated[float, Field(gt=0)]
 SingleSourceConfig = Annotated[
-    MobileH5Config | LeRobotConfig | CalvinConfig,
+    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig,
     Field(discriminator="type"),
 ]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from anyvla.actions.spec import NAV2, ActionSpec
 from anyvla.config import parse_config
 from anyvla.data.episode import EpisodeSource
+from anyvla.data.sources.tfds import find_version
 from anyvla.errors import ConfigError, DataError
 from anyvla.settings import OnBadEpisode
-from anyvla.source_config import CalvinConfig, LeRobotConfig, MixtureConfig, SingleSourceConfig, SourceConfig
+from anyvla.source_config import CalvinConfig, LeRobotConfig, MixtureConfig, RLDSConfig, SingleSourceConfig, SourceConfig
 
 
 def open_source(
@@ -51,6 +52,10 @@ def open_source(
         from anyvla.data.sources.calvin import CalvinSource
 
         return CalvinSource(config, spec, on_bad_episode, state, cache)
+    if isinstance(config, RLDSConfig):
+        from anyvla.data.sources.rlds import RLDSSource
+
+        return RLDSSource(config, spec, on_bad_episode, state, cache)
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
@@ -82,6 +87,8 @@ def detect_format(path: Path) -> str:
         return "lerobot"
     if any((path / split / "ep_start_end_ids.npy").is_file() for split in ("", "training", "validation")):
         return "calvin"  # looked for first: going through the folders of a large data set takes long
+    if find_version(path) is not None:
+        return "rlds"
     if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
         return "mobile_h5"
     raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
