@@ -101,6 +101,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     import torch
 
     from anyvla.actions import ARM7
+    from anyvla.data.prepare import prepare_data
     from anyvla.data.sources.opening import open_source
     from anyvla.models.backbones.load import build_backbone
     from anyvla.models.heads.make import make_head
@@ -182,6 +183,12 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     build_backbone(pretrained.model, (32, 48))
 
     from anyvla.data.sources.opening import open_source, source_at
+
+    for name in ("bridge_dataset", "fractal20220817_data"):
+        make_dataset(tmp_path / "oxe", name, [made_steps(name, 6, seed) for seed in range(3)])
+    source = f"data.source={{type: open_x, path: {tmp_path / 'oxe'}}}"
+    open_x = load_config("nav-tiny", [*tiny_overrides, source, "actions.spec=delta7", "observation.cameras=[primary]"])
+    prepare_data(open_x).sampler(1, 0, 0, 1, open_x.data)
     from tests.data.lerobot_folders import make_episode, write_v3
 
     lerobot = write_v3(tmp_path / "lerobot", [make_episode(0)])

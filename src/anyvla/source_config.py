@@ -142,4 +142,18 @@ class MixtureConfig(Settings):
         return self
 
 
-SourceConfig = Annotated[SingleSourceConfig | MixtureConfig, Field(discriminator="type")]
+class OpenXConfig(Settings):
+    """A published mixture of Open X-Embodiment, by its name."""
+
+    type: Literal["open_x"] = "open_x"
+    path: Path | None = Field(None, description="folder of the datasets' folders")
+    mixture: str = Field("bridge_rt_1", description="bridge_rt_1, rtx, oxe_magic_soup or oxe_magic_soup_plus")
+    leave_out: list[str] = Field([], description="datasets of the mixture that are not used")
+    split: str = Field("train", description="such as train, train[:95%]; of every dataset")
+    motion: Literal["commanded", "reached"] = Field(
+        "commanded", description="actions as commanded, or what the pose changed by, in datasets that tell the pose"
+    )
+    batches: Literal["sample", "source"] = Field("sample", description="draw the dataset anew for every window, or for a batch")
+
+
+SourceConfig = Annotated[SingleSourceConfig | MixtureConfig | OpenXConfig, Field(discriminator="type")]

@@ -21,13 +21,14 @@ from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.mixture import MixtureDataset, rename_cameras
 from anyvla.data.sampler import MixtureSampler, Sampler, WindowSampler
 from anyvla.data.sources.opening import open_source
+from anyvla.data.sources.oxe import MIXTURES, datasets_of
 from anyvla.data.state import fit_state
 from anyvla.data.stats import Statistics, action_statistics, state_statistics
 from anyvla.data.store import FrameStore, free_room, open_store, stored_bytes
 from anyvla.data.transforms import Scale, Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.settings import Fit, OnBadEpisode
-from anyvla.source_config import MixtureConfig
+from anyvla.source_config import MixtureConfig, OpenXConfig, SourceConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class PreparedData:
 
     def sampler(self, batch_size: int, seed: int, rank: int, world_size: int, config: DataConfig) -> Sampler:
         """Of the training windows."""
-        if isinstance(self.train, MixtureDataset) and isinstance(config.source, MixtureConfig):
+        if isinstance(self.train, MixtureDataset) and isinstance(config.source, MixtureConfig | OpenXConfig):
             sizes = [len(part) for part in self.train.parts.values()]
             weights = [(self.weights or {})[name] for name in self.train.parts]
             return MixtureSampler(sizes, weights, batch_size, seed, rank, world_size, config.source.batches)
@@ -159,18 +160,24 @@ def prepare_data(config: Config) -> PreparedData:
         )
         if part.held_out:
             validation[name] = WindowDataset(part.held_out, part.frames, own, on_bad_episode=config.data.on_bad_episode)
-    mixture = config.data.source if isinstance(config.data.source, MixtureConfig) else None
-    weights = None
-    if mixture is not None:
-        weights = mixture.weights or {name: float(len(part)) for name, part in train.items()}
     return PreparedData(
-        train[""] if mixture is None else MixtureDataset(train),
+        train[""] if "" in train else MixtureDataset(train),
         validation,
         transforms,
         [*(problem for part in parts.values() for problem in part.problems), *broken],
         conversations,
-        weights,
+        _weights(config.data.source, {name: len(part) for name, part in train.items()}),
     )
+
+
+def _weights(settings: SourceConfig, windows: dict[str, int]) -> dict[str, float] | None:
+    """Share of each source of a mixture, in any unit."""
+    if isinstance(settings, OpenXConfig):
+        factors = MIXTURES[settings.mixture]
+        return {name: factors[name] * count for name, count in windows.items()}
+    if isinstance(settings, MixtureConfig):
+        return settings.weights or {name: float(count) for name, count in windows.items()}
+    return None
 
 
 def _open_sources(config: Config) -> dict[str, EpisodeSource]:
@@ -178,6 +185,8 @@ def _open_sources(config: Config) -> dict[str, EpisodeSource]:
     spec = None if config.actions.spec is None else action_spec(config.actions.spec)
     how = (spec, config.data.on_bad_episode, config.observation.state or [], config.data.cache)
     settings = config.data.source
+    if isinstance(settings, OpenXConfig):
+        return {name: open_source(one, *how) for name, one in datasets_of(settings).items()}
     if not isinstance(settings, MixtureConfig):
         return {"": open_source(settings, *how)}
     return {

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Kind = Literal[
-    "image", "compressed_image", "twist", "twist_stamped", "string", "joint_state", "pose_stamped", "float64_array"
-]
+Kind = Literal["image", "compressed_image", "twist", "twist_stamped", "string", "joint_state", "pose_stamped", "float64_array"]
 
 
 @dataclass(frozen=True)

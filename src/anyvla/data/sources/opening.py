@@ -11,7 +11,15 @@ from anyvla.data.episode import EpisodeSource
 from anyvla.data.sources.tfds import find_version
 from anyvla.errors import ConfigError, DataError
 from anyvla.settings import OnBadEpisode
-from anyvla.source_config import CalvinConfig, LeRobotConfig, MixtureConfig, RLDSConfig, SingleSourceConfig, SourceConfig
+from anyvla.source_config import (
+    CalvinConfig,
+    LeRobotConfig,
+    MixtureConfig,
+    OpenXConfig,
+    RLDSConfig,
+    SingleSourceConfig,
+    SourceConfig,
+)
 
 
 def open_source(
@@ -31,7 +39,7 @@ def open_source(
     Raises:
         ConfigError: no path, or a format that does not hold these actions. DataError: nothing usable there.
     """
-    if isinstance(config, MixtureConfig):
+    if isinstance(config, MixtureConfig | OpenXConfig):
         raise ConfigError("a mixture is opened source by source")
     if config.path is None:
         raise ConfigError("data.source.path is not set: the folder of the episodes")
@@ -74,7 +82,7 @@ def source_at(path: Path, settings: Sequence[str] = ()) -> SingleSourceConfig:
     rest = [f"data.source.{setting}" for setting in settings if not setting.startswith("type=")]
     tree = f"data: {{source: {{type: {kind or detect_format(path)}}}}}"
     source = parse_config(tree, [f"data.source.path={path}", *rest], str(path)).data.source
-    if isinstance(source, MixtureConfig):
+    if isinstance(source, MixtureConfig | OpenXConfig):
         raise ConfigError("a mixture is described in a recipe, not on the command line")
     return source
 

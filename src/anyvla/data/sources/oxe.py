@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from anyvla.data.sources.tfds import DatasetFolder
 from anyvla.errors import ConfigError, did_you_mean
-from anyvla.source_config import RLDSLayout
+from anyvla.source_config import OpenXConfig, RLDSConfig, RLDSLayout
 
 _POSE = ["x", "y", "z", "roll", "pitch", "yaw"]
 _XYZ = ["x", "y", "z"]
@@ -362,6 +362,37 @@ MIXTURES: dict[str, dict[str, float]] = {
     "oxe_magic_soup": _MAGIC_SOUP,
     "oxe_magic_soup_plus": {**_MAGIC_SOUP, "bc_z": 0.2, "fmb": 1.0, "dobbe": 0.2, "droid": 0.06},
 }
+
+
+def datasets_of(config: OpenXConfig) -> dict[str, RLDSConfig]:
+    """Name -> settings of every dataset of a published mixture.
+
+    Raises ConfigError for an unknown mixture or dataset, or for one that is not in the folder.
+    """
+    if config.path is None:
+        raise ConfigError("data.source.path is not set: the folder of the datasets' folders")
+    if config.mixture not in MIXTURES:
+        raise ConfigError(f"data.source.mixture: unknown mixture {config.mixture!r}{did_you_mean(config.mixture, MIXTURES)}")
+    names = MIXTURES[config.mixture]
+    for name in config.leave_out:
+        if name not in names:
+            raise ConfigError(f"data.source.leave_out: {config.mixture} has no {name!r}{did_you_mean(name, names)}")
+    chosen = [name for name in names if name not in config.leave_out]
+    missing = [name for name in chosen if not (config.path / name).is_dir()]
+    if missing:
+        raise ConfigError(
+            f"{config.path}: {config.mixture} needs {', '.join(missing)}, which is not here; data.source.leave_out does without"
+        )
+    if len(chosen) < 2:
+        raise ConfigError("data.source.leave_out leaves fewer than two datasets: use a source of type rlds")
+    return {
+        name: RLDSConfig(
+            path=config.path / name,
+            split=config.split,
+            motion=config.motion if LAYOUTS[name].reached else "commanded",
+        )
+        for name in chosen
+    }
 
 
 def layout_of(name: str, folder: DatasetFolder) -> RLDSLayout:
