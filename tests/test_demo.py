@@ -68,3 +68,35 @@ def test_the_demo_drives_and_obeys(tmp_path: Path) -> None:
     assert rows["swapped"]["passed_as_told"] >= 85
     assert rows["expert"]["successes"] >= 99
     assert rows["blind"]["successes"] < rows["policy"]["successes"]
+
+
+@pytest.mark.slow
+def test_the_arm_demo_runs_to_its_report_and_is_not_mixed_with_another(tmp_path: Path) -> None:
+    pytest.importorskip("metaworld")
+    from anyvla.demo_arm import run_arm_demo
+
+    small = {"demonstrations": 6, "steps": 2, "episodes": 1}
+    result = run_arm_demo(tmp_path, **small)
+    assert result.line.startswith("success ")
+    assert "faucet-open-v3" in result.line
+    summary = json.loads(result.summary.read_text())
+    assert set(summary["evaluations"]) == {"policy", "blind", "shuffled", "randomised", "expert"}
+    assert summary["evaluations"]["expert"]["successes"] == 3
+    page = result.report.read_text()
+    assert "Another task&#39;s sentence" in page
+    assert "Passed on the" not in page
+    with pytest.raises(ConfigError, match=r"holds a demo with other settings \(demo arm then, None now"):
+        run_demo(tmp_path, **small)
+
+
+@pytest.mark.slow
+def test_the_arm_demo_does_its_three_tasks(tmp_path: Path) -> None:
+    """The numbers that the project aims at."""
+    pytest.importorskip("metaworld")
+    from anyvla.demo_arm import run_arm_demo
+
+    rows = json.loads(run_arm_demo(tmp_path).summary.read_text())["evaluations"]
+    assert all(task["successes"] >= 40 for task in rows["policy"]["per_task"].values())
+    assert rows["expert"]["successes"] >= 148
+    faucets = [rows["blind"]["per_task"][task]["successes"] for task in ("faucet-open-v3", "faucet-close-v3")]
+    assert sum(faucets) <= 60  # the two look the same

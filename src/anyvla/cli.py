@@ -71,18 +71,36 @@ def _root(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder of everything the demo makes")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder of everything the demo makes; runs/demo or runs/demo-arm if not given")
+    ] = None,
+    arm: Annotated[
+        bool, typer.Option("--arm", help="three tasks of Meta-World with a robot arm instead of navigation")
+    ] = False,
     seed: Seed = 0,
-    demonstrations: Annotated[int, typer.Option(min=2, help="expert episodes to train on")] = 520,
+    demonstrations: Annotated[
+        int | None,
+        typer.Option(min=2, help="expert episodes to train on: 520 if not given, 300 with --arm", show_default=False),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="training steps; the recipe's if not given")] = None,
-    episodes: Annotated[int, typer.Option(min=1, help="unseen worlds per evaluation")] = 100,
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="unseen worlds per evaluation: 100; of each task with --arm, 50", show_default=False),
+    ] = None,
     workers: Workers = 2,
 ) -> None:
-    """Collect, train, evaluate and report navigation, from nothing, on this machine. Run again, it goes on."""
-    from anyvla.demo import run_demo
-
+    """Collect, train, evaluate and report, from nothing, on this machine. Run again, it goes on."""
+    settings: dict[str, Any] = {"seed": seed, "steps": steps, "workers": workers}
+    settings |= {name: n for name, n in (("demonstrations", demonstrations), ("episodes", episodes)) if n}
     with _going_on():
-        result = run_demo(out, seed=seed, demonstrations=demonstrations, steps=steps, episodes=episodes, workers=workers)
+        if arm:
+            from anyvla.demo_arm import run_arm_demo
+
+            result = run_arm_demo(out or Path("runs/demo-arm"), **settings)
+        else:
+            from anyvla.demo import run_demo
+
+            result = run_demo(out or Path("runs/demo"), **settings)
     print(result.line)
     print(f"report: {result.report}")
 
@@ -108,8 +126,46 @@ def collect_nav_command(
         report = collect_nav(
             out, scenario, episodes, seed, _size(size), workers=workers, disturbances=disturbances, language=language
         )
-    print(
-        f"{out}: {report.written} episodes written ({report.frames} frames, {report.seconds:.0f} s), "
+    print(_collected(report))
+
+
+@collect_app.command("metaworld")
+def collect_metaworld_command(
+    out: Annotated[Path, typer.Option(help="folder of the dataset")],
+    tasks: Annotated[str, typer.Option(help="names or patterns with commas between: reach-v3,door-*; demo; all")] = "demo",
+    episodes: Annotated[int, typer.Option(min=1, help="over all tasks, in turn")] = 300,
+    seed: Seed = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the images")] = "96x96",
+    cameras: Annotated[str, typer.Option(help="corner, gripper, or both with a comma")] = "corner",
+    disturbances: Annotated[float, typer.Option(min=0, max=1, help="probability per step of a push")] = 0.02,
+    new_starts: Annotated[float, typer.Option(min=0, max=1, help="share of episodes with the hand elsewhere")] = 0.5,
+    workers: Workers = 2,
+) -> None:
+    """Scripted experts of Meta-World, as a LeRobotDataset v3."""
+    from anyvla.simulation.gl import choose_backend
+
+    choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
+    from anyvla.simulation.metaworld_collect import collect_metaworld
+
+    views = tuple(camera.strip() for camera in cameras.split(","))
+    with _going_on():
+        report = collect_metaworld(
+            out,
+            tasks,
+            episodes,
+            seed,
+            _size(size),
+            cameras=views,
+            workers=workers,
+            disturbances=disturbances,
+            new_starts=new_starts,
+        )
+    print(_collected(report))
+
+
+def _collected(report: Any) -> str:
+    return (
+        f"{report.out}: {report.written} episodes written ({report.frames} frames, {report.seconds:.0f} s), "
         f"{report.skipped} were there, {report.given_up} worlds given up"
     )
 
@@ -131,15 +187,21 @@ def train(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder; `expert` for the scripted expert")],
-    env: Annotated[Literal["nav", "calvin"], typer.Option(help="benchmark")] = "nav",
-    scenario: Annotated[str, typer.Option()] = "1box",
-    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    env: Annotated[Literal["nav", "metaworld", "calvin"], typer.Option(help="benchmark")] = "nav",
+    scenario: Annotated[str, typer.Option(help="of nav: 1box_hori_left and so on, or a part such as 1box, or all")] = "1box",
+    tasks: Annotated[str, typer.Option(help="of metaworld: names or patterns with commas between; demo; all")] = "demo",
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="unseen worlds: 100 if not given; of metaworld, of each task, 50", show_default=False),
+    ] = None,
     seed: Seed = 0,
     probe: Annotated[
         Literal["none", "blind", "shuffled-language", "randomised", "swapped"], typer.Option(help="is the score real?")
     ] = "none",
     checkpoint: Checkpoint = "last",
-    image_size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that the camera renders")] = "224x126",
+    image_size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT that the cameras render; 224x126 for nav, 96x96 for metaworld")
+    ] = None,
     execution: Annotated[
         str | None, typer.Option(help="first, receding:STEPS or ensemble:DECAY, instead of the run's own")
     ] = None,
@@ -151,12 +213,19 @@ def evaluate(
     chains: Annotated[int, typer.Option(min=1, max=1000, help="of --env calvin")] = 1000,
     videos: Annotated[Path | None, typer.Option(help="folder of films of the first failures, of --env calvin")] = None,
 ) -> None:
-    """Drive unseen worlds with a policy and count."""
+    """Put a policy into unseen worlds and count."""
     from anyvla.checkpoint import write_atomically
-    from anyvla.evaluation.navigation import evaluate_nav, film_nav
 
     driver = None if str(run) == "expert" else run
     log = json_out.with_name(f"{json_out.name}.episodes") if json_out else None  # an interrupted evaluation goes on from it
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "probe": probe,
+        "checkpoint": checkpoint,
+        "execution": _execution(execution),
+        "workers": workers,
+        "log_file": log,
+    }
     if env == "calvin":
         from anyvla.evaluation.calvin.evaluate import describe_result, evaluate_calvin
 
@@ -166,43 +235,42 @@ def evaluate(
             driver,
             calvin_root,
             chains=chains,
-            seed=seed,
-            probe=probe,
-            checkpoint=checkpoint,
-            execution=_execution(execution),
-            workers=workers,
             python=calvin_python,
-            log_file=log,
             videos=videos,
+            **settings,
         )
         if json_out and log:
             write_atomically(json_out, json.dumps(result, indent=1))
             log.unlink()
         print(*describe_result(result), sep="\n")
         return
-    result = evaluate_nav(
-        driver,
-        scenario=scenario,
-        episodes=episodes,
-        seed=seed,
-        probe=probe,
-        checkpoint=checkpoint,
-        execution=_execution(execution),
-        image_size=_size(image_size),
-        workers=workers,
-        log_file=log,
-    )
+    if episodes:
+        settings["episodes"] = episodes
+    if image_size:
+        settings["image_size"] = _size(image_size)
+    film: Any
+    if env == "nav":
+        from anyvla.evaluation.navigation import evaluate_nav, film_nav
+
+        result, film = evaluate_nav(driver, scenario=scenario, **settings), film_nav
+    else:
+        from anyvla.evaluation.metaworld import evaluate_metaworld, film_metaworld
+
+        result, film = evaluate_metaworld(driver, tasks=tasks, **settings), film_metaworld
     if json_out and log:
         write_atomically(json_out, json.dumps(result, indent=1))
         log.unlink()
     if report:
         from anyvla.evaluation.report import Evaluation, ReportContent, write_report
 
-        films = film_nav(driver, result, checkpoint) if driver else []
+        films = film(driver, result, checkpoint) if driver else []
         write_report(report, ReportContent("Evaluation", [Evaluation(str(run), result, kept=films)]))
     low, high = result["wilson95"]
     causes = ", ".join(f"{count} {cause}" for cause, count in result["failures"].items()) or "none"
     print(f"success {result['successes']}/{result['episodes']} (95 % Wilson {low:.3f} to {high:.3f}); failures: {causes}")
+    if env != "nav":
+        for task, counts in result["per_task"].items():
+            print(f"  {task}: {counts['successes']}/{counts['episodes']}")
 
 
 @app.command("import-robovlms")

@@ -18,7 +18,10 @@ from typing import Literal
 from anyvla.data.store import default_cache
 from anyvla.errors import SimulationError
 
-OPTIONAL = {"tensorboard": "curves in TensorBoard: pip install 'anyvla[tensorboard]'"}
+OPTIONAL = {
+    "metaworld": "manipulation with a robot arm: pip install 'anyvla[metaworld]'",
+    "tensorboard": "curves in TensorBoard: pip install 'anyvla[tensorboard]'",
+}
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,9 @@ def test_an_interrupted_evaluation_goes_on(run: Path, tmp_path: Path, monkeypatc
 
     original = navigation.rollout_policy
 
-    def count(policy, tasks, **options):
+    def count(policy, tasks, *rest, **options):
         driven.extend(tasks)
-        return original(policy, tasks, **options)
+        return original(policy, tasks, *rest, **options)
 
     monkeypatch.setattr(navigation, "rollout_policy", count)
     again = _evaluate(run, log_file=log)

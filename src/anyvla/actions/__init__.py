@@ -2,11 +2,12 @@
 
 from anyvla.actions.chunks import Windows, chunk_targets
 from anyvla.actions.normalize import Normalizer, fit_normalizer, normalizer_from_dict
-from anyvla.actions.spec import ARM7, DELTA7, NAV2, NAV3, POSE7, ActionDim, ActionSpec
+from anyvla.actions.spec import ARM7, DELTA7, METAWORLD4, NAV2, NAV3, POSE7, ActionDim, ActionSpec
 
 __all__ = [
     "ARM7",
     "DELTA7",
+    "METAWORLD4",
     "NAV2",
     "NAV3",
     "POSE7",

@@ -157,13 +157,23 @@ POSE7 = ActionSpec(
         _GRIPPER,
     ),
 )
+# Meta-World's: the hand's change of place, and how hard the fingers press; its x points to the right, y away from the robot
+METAWORLD4 = ActionSpec(
+    "metaworld4",
+    (
+        ActionDim("dx", unit="x 0.01 m", mirrored=True),
+        ActionDim("dy", unit="x 0.01 m"),
+        ActionDim("dz", unit="x 0.01 m"),
+        ActionDim("gripper", unit="effort, 1 = close"),
+    ),
+)
 _LINEAR_X = ActionDim("linear_x", unit="m/s", low=-1.15, high=1.15, rate=3.0)
 _LINEAR_Y = ActionDim("linear_y", unit="m/s", low=-1.15, high=1.15, rate=3.0, mirrored=True)
 _ANGULAR_Z = ActionDim("angular_z", unit="rad/s", low=-1.15, high=1.15, rate=3.0, mirrored=True)
 NAV2 = ActionSpec("nav2", (_LINEAR_X, _LINEAR_Y))
 NAV3 = ActionSpec("nav3", (_LINEAR_X, _LINEAR_Y, _ANGULAR_Z))
 
-ACTION_SPECS = {spec.name: spec for spec in (ARM7, DELTA7, POSE7, NAV2, NAV3)}
+ACTION_SPECS = {spec.name: spec for spec in (ARM7, DELTA7, POSE7, METAWORLD4, NAV2, NAV3)}
 
 
 def action_spec(value: str | Mapping[str, Any] | None) -> ActionSpec:

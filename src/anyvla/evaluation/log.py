@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from anyvla.errors import ConfigError
+from anyvla.evaluation.workers import Task
+from anyvla.progress import progress_bar
 
 
 class Result(Protocol):
@@ -15,6 +18,9 @@ class Result(Protocol):
 
     @property
     def index(self) -> int: ...
+
+    @property
+    def success(self) -> bool: ...
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -75,3 +81,26 @@ class EpisodeLog(Generic[R]):
                 continue  # the line that was being written when the process died
             found[result.index] = result
         self.results = list(found.values())
+
+
+def drive_the_rest(
+    tasks: Sequence[Task],
+    log: EpisodeLog[R],
+    drive: Callable[[list[Any], Callable[[dict[str, Any]], None]], None],
+    description: str,
+) -> None:
+    """``drive(tasks, on_result)`` those of ``tasks`` that ``log`` lacks; it gets each result at once, and their time."""
+    began = time.perf_counter()
+    done = {result.index for result in log.results}
+    rest = [task for task in tasks if task.index not in done]
+    with progress_bar(description, len(tasks), done=len(done)) as bar:
+
+        def on_result(content: dict[str, Any]) -> None:
+            log.add(log.read(content))
+            bar.advance(note=f"{sum(result.success for result in log.results)}/{len(log.results)}")
+
+        if rest:
+            try:
+                drive(rest, on_result)
+            finally:
+                log.add_seconds(time.perf_counter() - began)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,20 @@ from typing import Any
 from pydantic import TypeAdapter
 
 import anyvla
+from anyvla.actions import NAV2, NAV3
 from anyvla.checkpoint import Which, resolve_checkpoint
 from anyvla.config import ExecutionConfig
 from anyvla.errors import ConfigError
-from anyvla.evaluation.log import EpisodeLog
+from anyvla.evaluation.log import EpisodeLog, drive_the_rest
+from anyvla.evaluation.nav_worlds import NavWorlds
 from anyvla.evaluation.results import rate, summarize_episodes
-from anyvla.evaluation.rollouts import rollout_expert, rollout_policy
+from anyvla.evaluation.rollouts import OnResult, rollout_expert, rollout_policy
 from anyvla.evaluation.statistics import percentiles
-from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
+from anyvla.evaluation.tasks import EpisodeResult, NavTask, Probe, nav_tasks
 from anyvla.policies.execution import replans_every
 from anyvla.policies.policy import Policy
 from anyvla.progress import progress_bar
+from anyvla.simulation.gl import choose_backend
 
 IMAGE_SIZE = (126, 224)  # rendered, then brought to the policy's size by its transforms
 
@@ -53,7 +55,6 @@ def evaluate_nav(
     Raises:
         CheckpointError, SimulationError, ConfigError.
     """
-    began = time.perf_counter()
     tasks = nav_tasks(scenario, episodes, seed, probe)
     about: dict[str, Any] = {
         "policy": "expert" if run is None else str(run),
@@ -78,22 +79,14 @@ def evaluate_nav(
     worlds = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()[:16]
     header = {**about, "policy": None, "worlds": worlds, "anyvla": anyvla.__version__}
     log = EpisodeLog(log_file, header, EpisodeResult.from_dict)
-    done = {result.index for result in log.results}
-    with progress_bar(description, len(tasks), done=len(done)) as bar:
 
-        def on_result(result: EpisodeResult) -> None:
-            log.add(result)
-            bar.advance(note=f"{sum(r.success for r in log.results)}/{len(log.results)}")
+    def drive(rest: list[NavTask], on_result: OnResult) -> None:
+        if policy is not None:
+            rollout_policy(policy, rest, _worlds_for(policy, image_size), workers=workers, on_result=on_result)
+        else:
+            rollout_expert(rest, NavWorlds(), workers=workers, on_result=on_result)
 
-        rest = [task for task in tasks if task.index not in done]
-        try:
-            if rest and policy is not None:
-                rollout_policy(policy, rest, image_size=image_size, workers=workers, on_result=on_result)
-            elif rest:
-                rollout_expert(rest, workers=workers, on_result=on_result)
-        finally:
-            if rest:
-                log.add_seconds(time.perf_counter() - began)
+    drive_the_rest(tasks, log, drive, description)
     return {**about, **summarize(log.results), "wall_time_s": log.seconds}
 
 
@@ -118,13 +111,27 @@ def film_nav(
     )
     with progress_bar("film", len(indices)) as bar:
 
-        def on_result(film: EpisodeResult) -> None:
-            films.append(film)
+        def on_result(content: dict[str, Any]) -> None:
+            films.append(EpisodeResult.from_dict(content))
             bar.advance()
 
         chosen = [tasks[i] for i in indices]
-        rollout_policy(policy, chosen, image_size=tuple(result["image_size"]), keep_frames=True, on_result=on_result)
+        worlds = _worlds_for(policy, tuple(result["image_size"]))
+        rollout_policy(policy, chosen, worlds, keep_frames=True, on_result=on_result)
     return sorted(films, key=lambda film: film.index)
+
+
+def _worlds_for(policy: Policy, image_size: tuple[int, int]) -> NavWorlds:
+    """Worlds that ``policy`` can drive in; raises ConfigError if it is one for another robot."""
+    choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
+    from anyvla.simulation.env import FPS
+
+    spec, fps = policy.transforms.spec, policy.transforms.fps
+    if spec not in (NAV2, NAV3):
+        raise ConfigError(f"the navigation world is driven with nav2 or nav3, not with the policy's actions {spec.describe()}")
+    if abs(fps - FPS) > 0.01:
+        raise ConfigError(f"the navigation world takes {FPS:g} actions a second, the policy was trained for {fps:g}")
+    return NavWorlds(spec.name, image_size)
 
 
 def summarize(results: list[EpisodeResult]) -> dict[str, Any]:

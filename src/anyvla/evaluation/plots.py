@@ -21,6 +21,7 @@ CAUSES: dict[str, str] = {
     "wrong_side": "passed a box on the side that the sentence does not name",
     "stopped_short": "stood still elsewhere than at the goal when time was up",
     "timeout": "was still moving when time was up",
+    "not_done": "the task was not done when time was up",
 }
 LINES = 7  # colours of curves, --line-1 ... in the style sheet
 FILM_WIDTH = 256  # pixels
@@ -183,6 +184,7 @@ _MARKS = {
     "wrong_side": '<path class="full" d="M0-4.5L4.5 0 0 4.5-4.5 0Z"/>',
     "stopped_short": '<rect class="full" x="-3.3" y="-3.3" width="6.6" height="6.6"/>',
     "timeout": '<circle class="stroke" r="3.2"/>',
+    "not_done": '<circle class="stroke" r="3.2"/>',
     "other": '<path class="stroke" d="M0-4.5L4.5 0 0 4.5-4.5 0Z"/>',
 }
 

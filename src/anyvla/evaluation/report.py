@@ -15,36 +15,40 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from markupsafe import Markup
 
 from anyvla.actions.spec import action_spec
 from anyvla.evaluation.plots import CAUSES, curve, extent_of, film, ground_map, interval_bar, mark, outcome
+from anyvla.evaluation.report_words import words_of
 from anyvla.evaluation.statistics import wilson_interval
-from anyvla.evaluation.tasks import EpisodeResult
 
 FILMS = 3  # successes, and as many failures, of the main evaluation; one each of the others
 PAIRS = 4  # worlds that are shown with both sentences
 LISTED = 100  # rows of a table of episodes at most; the rest is counted
 
-MEANINGS = {
-    "none": "The policy, given the sentence as it is.",
-    "blind": ("The same worlds, but the policy gets an empty sentence. It cannot know the side: what remains is habit."),
-    "shuffled-language": (
-        "The same worlds, but the policy gets the sentence of another scenario. Success is judged as before: who reads fails."
-    ),
-    "randomised": "The same worlds, but the robot starts elsewhere, within the range of the training data.",
-    "swapped": (
-        "The same worlds with left and right exchanged in the sentence. Success means passing on the side that the exchanged "
-        "sentence names."
-    ),
-    "expert": "The scripted driver, which reads positions from the simulator instead of images and sentences.",
-}
 SPLITS = {
     "train": ("training sentence", "worded as some training sentence is"),
     "held_out": ("held-out sentence", "worded as no training sentence is"),
 }
+
+
+class Filmed(Protocol):
+    """An episode whose pictures were kept."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def success(self) -> bool: ...
+
+    @property
+    def frames(self) -> list[Any]:
+        """(H, W, 3) uint8 each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The episode's entry of the result file."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Evaluation:
 
     Attributes:
         name: of its row, for instance "Policy" or "Left and right exchanged".
-        result: what ``evaluate_nav`` returned.
+        result: what ``evaluate_nav`` or ``evaluate_metaworld`` returned.
         meaning: one sentence on what its number says; chosen by probe and policy if empty.
         kept: episodes of it with their frames, which become films.
     """
@@ -61,7 +65,7 @@ class Evaluation:
     name: str
     result: dict[str, Any]
     meaning: str = ""
-    kept: Sequence[EpisodeResult] = ()
+    kept: Sequence[Filmed] = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ def _render(content: ReportContent) -> str:
         about=main.result,
         headline=_rate(main.result, large=True),
         summary=content.summary or _summary(main.result),
-        goal_radius=next((r["layout"]["goal_radius"] for r in main.result["results"] if r["layout"]), None),
+        said=words_of(main.result["env"]),
+        goal_radius=next((r["layout"]["goal_radius"] for r in main.result["results"] if r.get("layout")), None),
         rows=[_row(evaluation) for evaluation in content.evaluations],
         breakdowns=_breakdowns(main.result),
         failures=_failures(main.result),
@@ -156,28 +161,27 @@ def _rate(counts: dict[str, Any], large: bool = False) -> dict[str, Any]:
 
 def _summary(result: dict[str, Any]) -> str:
     driver = "The scripted expert" if result["policy"] == "expert" else f"The policy {result['policy']}"
-    n = result["episodes"]
-    text = f"{driver} drove {n} {_plural(n, 'world')} of scenario {result['scenario']}, from seeds kept for evaluation."
+    text = f"{driver} was put into {words_of(result['env']).worlds(result)}, from seeds kept for evaluation."
     held_out = result["per_split"].get("held_out", {}).get("episodes", 0)
     if held_out and result["probe"] not in ("blind", "shuffled-language") and result["policy"] != "expert":
         text += f" In {held_out} of them the sentence was worded as no training sentence is."
     return text
 
 
-def _plural(n: int, noun: str) -> str:
-    return noun if n == 1 else f"{noun}s"
-
-
 def _row(evaluation: Evaluation) -> dict[str, Any]:
     result = evaluation.result
     kind = "expert" if result["policy"] == "expert" and result["probe"] == "none" else result["probe"]
-    told, n = result["passed_as_told"], result["episodes"]
+    told = None  # of navigation only
+    if "passed_as_told" in result:
+        counts = {"successes": result["passed_as_told"], "episodes": result["episodes"]}
+        told = {**_rate(counts), "matters": result["probe"] != "none"}
     return {
         "name": evaluation.name,
-        "meaning": evaluation.meaning or MEANINGS[kind],
-        "scenario": result["scenario"],
+        "meaning": evaluation.meaning or words_of(result["env"]).meanings[kind],
+        "scenario": result.get("scenario"),
         "rate": _rate(result),
-        "told": {**_rate({"successes": told, "episodes": n}), "matters": result["probe"] != "none"},
+        "told": told,
+        "tasks": [(task, counts["successes"], counts["episodes"]) for task, counts in result["per_task"].items()],
         "failures": _causes(result),
         "stops": result.get("safety_stops", 0),
     }
@@ -195,7 +199,7 @@ def _words(name: str) -> str:
 def _breakdowns(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The main evaluation by scenario and by wording; a table of a single row says nothing new and is left out."""
     tables = []
-    for title, key, names in (("Scenario", "per_task", {}), ("Sentence", "per_split", SPLITS)):
+    for title, key, names in ((words_of(result["env"]).task, "per_task", {}), ("Sentence", "per_split", SPLITS)):
         rates = result[key]
         if len(rates) > 1:
             order = sorted(rates, key=[*names, *rates].index)
@@ -220,7 +224,8 @@ def _failures(result: dict[str, Any]) -> dict[str, Any] | None:
 def _episode(result: dict[str, Any]) -> dict[str, Any]:
     said = result["instruction"]
     return {
-        **{key: result[key] for key in ("index", "scenario", "seed", "steps", "distance_to_goal")},
+        **{key: result[key] for key in ("index", "task", "seed", "steps")},
+        "distance_to_goal": result.get("distance_to_goal"),
         "outcome": outcome(result),
         "how": "success" if result["success"] else _words(result["failure"] or "failure"),
         "said": said or "(no sentence)",
@@ -250,14 +255,16 @@ def _films(evaluation: Evaluation, most: int) -> dict[str, Any] | None:
     chosen = [e for e in kept if e.success][:most] + [e for e in kept if not e.success][:most]
     if not chosen:
         return None
-    extent = extent_of([episode.to_dict() for episode in chosen])
+    mapped = [entry for episode in chosen if (entry := episode.to_dict()).get("layout")]
+    extent = extent_of(mapped) if mapped else None
     return {
         "name": evaluation.name,
         "cards": [
             {
                 **_episode(episode.to_dict()),
                 "film": _film(episode.frames),
-                "map": ground_map([episode.to_dict()], extent, width=150, label="path of this episode, seen from above"),
+                "map": extent
+                and ground_map([episode.to_dict()], extent, width=150, label="path of this episode, seen from above"),
             }
             for episode in chosen
         ],
@@ -277,7 +284,7 @@ def _pairs(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
     changed = sum(_sides(a) is not None and _sides(b) is not None and _sides(a) != _sides(b) for a, b in both)
     followed = sum(a["success"] and b["success"] for a, b in both)
     films = [{episode.index: episode.frames for episode in one.kept if episode.frames} for one in (main, swapped)]
-    drawn = [pair for pair in both if pair[0]["layout"]]
+    drawn = [pair for pair in both if pair[0].get("layout")]
     filmed = [pair for pair in drawn if all(pair[0]["index"] in of for of in films)]
     shown = (filmed or drawn)[:PAIRS]
     extent = extent_of([one for pair in shown for one in pair])
@@ -305,7 +312,7 @@ def _sides(result: dict[str, Any]) -> str | None:
 
 def _maps(evaluation: Evaluation) -> dict[str, Any] | None:
     """All paths of an evaluation, a map for each scenario."""
-    results = [one for one in evaluation.result["results"] if one["layout"] and one["path"]]
+    results = [one for one in evaluation.result["results"] if one.get("layout") and one["path"]]
     if not results:
         return None
     extent = extent_of(results)

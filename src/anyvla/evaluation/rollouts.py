@@ -1,69 +1,55 @@
 """Rollouts in closed loop: several worlds at a time in worker processes, one policy that answers them in batches.
 
 Each worker renders and simulates its worlds; while one works, the policy answers the other. Which worlds share a batch depends
-on the number of workers and never on timing.
+on the number of workers and never on timing. Worlds render only when the policy looks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from anyvla.actions import NAV2, NAV3
-from anyvla.data.sources.mobile_h5 import CAMERA
-from anyvla.errors import ConfigError, SimulationError
-from anyvla.evaluation.tasks import EpisodeResult, NavTask
-from anyvla.evaluation.workers import work
+from anyvla.errors import SimulationError
+from anyvla.evaluation.workers import Driver, Task, Worlds, work
 from anyvla.policies.policy import Policy, Session
 from anyvla.processes import interrupts_held
 from anyvla.simulation.gl import choose_backend
 
+OnResult = Callable[[dict[str, Any]], None]
+
 
 def rollout_policy(
     policy: Policy,
-    tasks: list[NavTask],
+    tasks: Sequence[Task],
+    worlds: Worlds,
     *,
-    image_size: tuple[int, int],
     workers: int = 2,
     keep_frames: bool = False,
-    on_result: Callable[[EpisodeResult], None] = lambda result: None,
+    on_result: OnResult = lambda result: None,
 ) -> None:
-    """Drive every task with ``policy``; ``on_result`` is called as each episode ends.
+    """Drive every task with ``policy``; ``on_result`` gets what happened as each episode ends.
 
-    Args:
-        image_size: (height, width) that the camera renders. keep_frames: leave the observed images in the results.
+    A result is what the world says (see ``World.result``) and ``index``, ``steps``, ``stops`` of the safety filter,
+    ``latency_ms`` of every step, and ``frames`` of the first camera if ``keep_frames``.
 
     Raises:
-        ConfigError: the policy is one for another robot. SimulationError: the worlds cannot be simulated here.
+        SimulationError: the worlds cannot be simulated here.
     """
     choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
-    from anyvla.simulation.env import FPS
-
-    spec, fps = policy.transforms.spec, policy.transforms.fps
-    if spec not in (NAV2, NAV3):
-        raise ConfigError(f"the navigation world is driven with nav2 or nav3, not with the policy's actions {spec.describe()}")
-    if abs(fps - FPS) > 0.01:
-        raise ConfigError(f"the navigation world takes {FPS:g} actions a second, the policy was trained for {fps:g}")
-    settings = {
-        "image_size": image_size,
-        "action_spec": spec.name,
-        "keep_frames": keep_frames,
-        "language": "any",
-    }
-    _run("policy", settings, tasks, workers, on_result, _Answers(policy))
+    _run("policy", worlds, tasks, workers, keep_frames, on_result, _Answers(policy))
 
 
 def rollout_expert(
-    tasks: list[NavTask], *, workers: int = 2, on_result: Callable[[EpisodeResult], None] = lambda result: None
+    tasks: Sequence[Task], worlds: Worlds, *, workers: int = 2, on_result: OnResult = lambda result: None
 ) -> None:
     """Drive every task with the scripted expert."""
-    _run("expert", {"observe_images": False, "action_spec": "nav3", "language": "any"}, tasks, workers, on_result, None)
+    _run("expert", worlds, tasks, workers, False, on_result, None)
 
 
 class _Answers:
@@ -71,24 +57,27 @@ class _Answers:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._takes_state = bool(policy.spec().state)
         self._sessions: dict[int, Session] = {}
         self._stops: dict[int, int] = {}
         self._latency_ms: dict[int, list[float]] = {}
 
-    def __call__(self, observations: list[dict[str, Any]]) -> list[np.ndarray]:
+    def __call__(self, observations: list[dict[str, Any]]) -> list[tuple[np.ndarray, bool]]:
+        """The action for each, and whether the policy will look at what comes next."""
         for observation in observations:
             if observation["first"]:
                 self._sessions[observation["index"]] = self._policy.start(observation["instruction"])
                 self._stops[observation["index"]] = 0
                 self._latency_ms[observation["index"]] = []
         sessions = [self._sessions[observation["index"]] for observation in observations]
+        states = [observation["state"] for observation in observations] if self._takes_state else None
         began = time.perf_counter()
-        actions = self._policy.act_batch(sessions, [{CAMERA: observation["image"]} for observation in observations])
+        actions = self._policy.act_batch(sessions, [observation["images"] for observation in observations], states=states)
         elapsed = round(1e3 * (time.perf_counter() - began), 3)
         for observation, session in zip(observations, sessions, strict=True):
             self._stops[observation["index"]] += session.last is not None and session.last.stop is not None
             self._latency_ms[observation["index"]].append(elapsed)
-        return actions
+        return [(action, self._policy.looks(session)) for action, session in zip(actions, sessions, strict=True)]
 
     def finish(self, index: int) -> dict[str, Any]:
         """Forget an episode; what its result says about the policy's side."""
@@ -97,16 +86,17 @@ class _Answers:
 
 
 def _run(
-    driver: Literal["policy", "expert"],
-    settings: dict[str, Any],
-    tasks: list[NavTask],
+    driver: Driver,
+    worlds: Worlds,
+    tasks: Sequence[Task],
     workers: int,
-    on_result: Callable[[EpisodeResult], None],
+    keep_frames: bool,
+    on_result: OnResult,
     answers: _Answers | None,
 ) -> None:
     workers = max(1, min(workers, len(tasks)))
-    shares = [tasks[i::workers] for i in range(workers)]
-    with _started(driver, settings, shares) as connections:
+    shares = [list(tasks[i::workers]) for i in range(workers)]
+    with _started([(driver, worlds, share, keep_frames) for share in shares]) as connections:
         open_ones = list(connections)
         while open_ones:
             for connection in wait(open_ones):
@@ -120,22 +110,20 @@ def _run(
                 if kind == "done":
                     open_ones.remove(connection)
                 elif kind == "result":
-                    on_result(EpisodeResult(**content, **(answers.finish(content["index"]) if answers else {})))
+                    on_result({**content, **(answers.finish(content["index"]) if answers else {})})
                 elif answers is not None:
                     connection.send(answers(content))
 
 
 @contextmanager
-def _started(
-    driver: Literal["policy", "expert"], settings: dict[str, Any], shares: list[list[NavTask]]
-) -> Iterator[list[Connection]]:
+def _started(shares: list[tuple[Driver, Worlds, list[Task], bool]]) -> Iterator[list[Connection]]:
     """Worker processes, ended at exit whatever happens."""
     context = get_context("spawn")
     connections, processes = [], []
     try:
         for share in shares:
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs, driver, settings, share), daemon=True)
+            process = context.Process(target=work, args=(theirs, *share), daemon=True)
             with interrupts_held():
                 process.start()
             theirs.close()

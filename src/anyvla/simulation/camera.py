@@ -44,21 +44,11 @@ class Cameras:
         if height > self._context.offHeight or width > self._context.offWidth:
             mujoco.mjr_resizeOffscreen(max(width, self._context.offWidth), max(height, self._context.offHeight), self._context)
         model = self._scene.model
-        view = mujoco.MjvCamera()
-        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        view.fixedcamid = model.camera(camera).id
+        view = fixed_view(model, camera)
         # updateScene sorts translucent parts by where the camera was last: without this a picture depends on the one before
         mujoco.mjv_updateCamera(model, self._scene.data, view, self._picture)
         mujoco.mjv_updateScene(model, self._scene.data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._picture)
-        rectangle = mujoco.MjrRect(0, 0, width, height)
-        mujoco.mjr_render(rectangle, self._picture, self._context)
-        image = np.empty((height, width, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, rectangle, self._context)
-        image = image[::-1]  # OpenGL's first row is the lowest
-        if scale == 2:
-            rows = image[0::2].astype(np.uint16) + image[1::2]
-            return ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
-        return np.ascontiguousarray(image)
+        return draw(self._picture, self._context, size, scale)
 
     def close(self) -> None:
         """Free the OpenGL context. Calling it again does nothing."""
@@ -67,3 +57,25 @@ class Cameras:
             self._context.free()
             self._gl.free()
             self._context = None
+
+
+def fixed_view(model: mujoco.MjModel, camera: str) -> mujoco.MjvCamera:
+    """The view of the camera of that name in ``model``."""
+    view = mujoco.MjvCamera()
+    view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    view.fixedcamid = model.camera(camera).id
+    return view
+
+
+def draw(picture: mujoco.MjvScene, context: mujoco.MjrContext, size: tuple[int, int], scale: int) -> np.ndarray:
+    """(height, width, 3) uint8 of ``size``, drawn ``scale`` (1 or 2) times as large and averaged."""
+    height, width = scale * size[0], scale * size[1]
+    rectangle = mujoco.MjrRect(0, 0, width, height)
+    mujoco.mjr_render(rectangle, picture, context)
+    image = np.empty((height, width, 3), np.uint8)
+    mujoco.mjr_readPixels(image, None, rectangle, context)
+    image = image[::-1]  # OpenGL's first row is the lowest
+    if scale == 2:
+        rows = image[0::2].astype(np.uint16) + image[1::2]
+        return ((rows[:, 0::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
+    return np.ascontiguousarray(image)

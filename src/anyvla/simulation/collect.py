@@ -6,31 +6,23 @@ interrupted goes on where it stopped.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import platform
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-import anyvla
 from anyvla.data.scenarios import select_scenarios
 from anyvla.data.writers import write_mobile_h5
 from anyvla.errors import AnyVLAError
-from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process, render_in_one_thread
 from anyvla.progress import progress_bar
 from anyvla.simulation.env import FPS, BoxNav
 from anyvla.simulation.expert import Expert
 from anyvla.simulation.gl import choose_backend
+from anyvla.simulation.pool import Stopped, run_jobs
+from anyvla.simulation.record import CollectRecord
 from anyvla.simulation.seeds import collection_seed
 from anyvla.simulation.sentences import Language
 
@@ -68,6 +60,9 @@ class _Setup:
     disturbances: float
     language: Language
 
+    def simulator(self) -> _Simulator:
+        return _Simulator(self)
+
     def env(self, observe_images: bool = True) -> BoxNav:
         return BoxNav(
             "all",
@@ -78,10 +73,6 @@ class _Setup:
             language=self.language,
             disturbances=self.disturbances,
         )
-
-
-class _StopRequested(Exception):  # noqa: N818  (no error: it is what was asked for)
-    """The parent asked to stop in the middle of an episode."""
 
 
 def collect_nav(
@@ -126,8 +117,11 @@ def collect_nav(
     setup.env(observe_images=False).close()  # checks size, language and disturbances before anything is started
     choose_backend()
 
-    arguments = {"scenarios": scenarios, "seed": seed, "size": list(setup.size)}
-    record = _Record(out, {**arguments, "disturbances": disturbances, "language": language}, episodes)
+    arguments = {"scenarios": scenarios, "seed": seed, "size": list(setup.size), "disturbances": disturbances}
+    arguments["language"] = language
+    record = CollectRecord(out, arguments, episodes, lambda: len(list(out.glob("episode_*.h5"))))
+    for partial in out.glob(".episode_*.partial"):  # of a run that was killed
+        partial.unlink(missing_ok=True)
     jobs = []
     for i in range(episodes):
         scenario = chosen[i % len(chosen)].name
@@ -139,7 +133,7 @@ def collect_nav(
     written = frames = given_up = 0
     try:
         with bar as shown:
-            for attempts, length in _run(setup, missing, workers):
+            for attempts, length in run_jobs(setup.simulator, missing, workers):
                 written += 1
                 frames += length
                 given_up += attempts
@@ -149,130 +143,35 @@ def collect_nav(
                     on_progress(skipped + written, episodes)
     except OSError as error:
         raise AnyVLAError(f"{out}: cannot write episodes: {error}") from error
-    except BrokenProcessPool:
-        raise AnyVLAError("a collecting process died, perhaps for lack of memory: run again with fewer workers") from None
     finally:
         record.save(given_up)
     return CollectReport(out, episodes, written, skipped, given_up, frames, time.perf_counter() - began)
 
 
-class _Record:
-    """``collect.json``: the arguments that make the episodes, counts, and the versions that made them."""
+class _Simulator:
+    """See ``anyvla.simulation.pool``."""
 
-    def __init__(self, out: Path, arguments: dict[str, Any], episodes: int) -> None:
-        """Refuses a folder with other arguments, or with episodes of unknown origin; then begins the record."""
-        self._path = out / "collect.json"
-        self._arguments = arguments
-        self._episodes = episodes
-        self._given_up = 0
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AnyVLAError(f"{out}: cannot make this folder: {error.strerror}") from None
-        if self._path.exists():
-            try:
-                before = json.loads(self._path.read_text())
-                old, self._given_up = before["arguments"], before["worlds_given_up"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise AnyVLAError(f"{self._path} cannot be read ({error!r}): use another folder, or remove it") from None
-            for key, value in arguments.items():
-                if old.get(key) != value:
-                    raise AnyVLAError(
-                        f"{out} was collected with {key}={old.get(key)!r}, not {value!r}: use another folder or that value"
-                    )
-        elif any(out.glob("*.h5")):
-            raise AnyVLAError(f"{out} holds episodes but no collect.json that says how they were made: use another folder")
-        for partial in out.glob(".episode_*.partial"):  # of a run that was killed
-            partial.unlink(missing_ok=True)
-        self.save(given_up=0)
+    def __init__(self, setup: _Setup) -> None:
+        self._env, self._seed = setup.env(), setup.seed
 
-    def save(self, given_up: int) -> None:
-        """Write it, complete or not at all; ``given_up`` counts this run's, earlier runs' are added."""
-        import mujoco
+    def run(self, job: _Job, stopped: Callable[[], bool]) -> tuple[int, int]:
+        return _episode(self._env, self._seed, job, stopped)
 
-        content = {
-            "arguments": self._arguments,
-            "episodes": self._episodes,
-            "episodes_on_disk": len(list(self._path.parent.glob("episode_*.h5"))),
-            "worlds_given_up": self._given_up + given_up,
-            "versions": {
-                "anyvla": anyvla.__version__,
-                "mujoco": mujoco.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        partial = self._path.with_suffix(".json.partial")
-        try:
-            partial.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(partial, self._path)
-        except OSError as error:
-            raise AnyVLAError(f"{self._path}: cannot be written: {error.strerror}") from error
+    def close(self) -> None:
+        self._env.close()
 
 
-def _run(setup: _Setup, jobs: list[_Job], workers: int) -> Iterator[tuple[int, int]]:
-    """Do ``jobs``; yields (worlds given up, frames) of each as it is finished, in any order."""
-    if workers == 0:
-        env = setup.env()
-        try:
-            for job in jobs:
-                yield _episode(env, setup, job, stop=None)
-        finally:
-            env.close()
-        return
-    if not jobs:
-        return
-    spawn = multiprocessing.get_context("spawn")  # a forked child would share this process's OpenGL
-    stop = spawn.Event()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), spawn, initializer=_start_worker, initargs=(setup, stop))
-    try:
-        with interrupts_held():  # the workers inherit it: Ctrl-C goes to every process of the terminal, only we answer
-            running: set[Future] = {pool.submit(_work, job) for job in jobs}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: tuple[BoxNav, _Setup, Any] | None = None  # of a worker process: its environment, the setup, the stop event
-
-
-def _start_worker(setup: _Setup, stop: Any) -> None:
-    """Runs first in each worker process."""
-    global _worker
-    leave_interrupts_to_the_main_process()
-    parent = multiprocessing.parent_process()
-    if parent is not None:  # a killed parent sends no word, and the pool would wait for it for ever
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    render_in_one_thread()
-    _worker = (setup.env(), setup, stop)
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(job: _Job) -> tuple[int, int]:
-    assert _worker is not None
-    env, setup, stop = _worker
-    return _episode(env, setup, job, stop)
-
-
-def _episode(env: BoxNav, setup: _Setup, job: _Job, stop: Any) -> tuple[int, int]:
+def _episode(env: BoxNav, seed: int, job: _Job, stopped: Callable[[], bool]) -> tuple[int, int]:
     """Drive until a success, write it; returns (worlds given up before it, frames)."""
     expert = Expert(env)
     for attempt in range(MAX_ATTEMPTS):
-        world = collection_seed(setup.seed, job.index, attempt)
+        world = collection_seed(seed, job.index, attempt)
         observation, info = env.reset(seed=world, options={"scenario": job.scenario})
         images, actions = [observation["image"]], [expert.act()]
         over = False
         while not over:
-            if stop is not None and stop.is_set():
-                raise _StopRequested
+            if stopped():
+                raise Stopped
             observation, _, terminated, truncated, info = env.step(actions[-1])
             over = terminated or truncated
             # the last frame too: it shows where to stand, and its action is to stay there
