@@ -16,6 +16,7 @@ from anyvla.source_config import (
     LeRobotConfig,
     MixtureConfig,
     OpenXConfig,
+    PackedConfig,
     RLDSConfig,
     SingleSourceConfig,
     SourceConfig,
@@ -64,6 +65,10 @@ def open_source(
         from anyvla.data.sources.rlds import RLDSSource
 
         return RLDSSource(config, spec, on_bad_episode, state, cache)
+    if isinstance(config, PackedConfig):
+        from anyvla.data.sources.packed import PackedSource
+
+        return PackedSource(config.path, spec, on_bad_episode, state)
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
@@ -97,6 +102,8 @@ def detect_format(path: Path) -> str:
         return "calvin"  # looked for first: going through the folders of a large data set takes long
     if find_version(path) is not None:
         return "rlds"
+    if (path / "packed.json").exists():
+        return "packed"
     if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
         return "mobile_h5"
     raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
