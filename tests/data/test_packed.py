@@ -336,6 +336,11 @@ def _mutate(rng: np.random.Generator, data: bytes, text: bool) -> bytes:
     return bytes(changed)
 
 
+def _replace(path: Path, data: bytes) -> None:
+    path.unlink()  # a new file: cutting an old one waits for the disk
+    path.write_bytes(data)
+
+
 def test_a_mutated_store_gives_only_our_own_errors(tmp_path: Path) -> None:
     whole = arm("play", 30, size=(4, 4))
     cuts = [cut(ARM7, whole, 0, 9), cut(ARM7, whole, 5, 14), arm("z", 3, 4, size=(4, 4))]
@@ -351,15 +356,16 @@ def test_a_mutated_store_gives_only_our_own_errors(tmp_path: Path) -> None:
         if victim.name == "episodes.index" and case % 3:  # forged: with checksums that are right
             lines = [line[9:] for line in mutated.split(b"\n")]
             mutated = b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines if line)
-        victim.write_bytes(mutated)
+        _replace(victim, mutated)
         try:
             source = PackedSource(path, on_bad_episode="skip" if case % 5 else "error")
             for i in range(len(source)):
                 episode = source.episode(i)
                 assert len(episode.actions) == episode.length
                 assert episode.length < 100
-                frames = episode.read(0, episode.length, episode.cameras)
-                assert all(len(images) == episode.length for images in frames.values())
+                stop = min(2, episode.length)
+                frames = episode.read(0, stop, episode.cameras)
+                assert all(len(images) == stop for images in frames.values())
                 assert episode.state is None or len(episode.state) == episode.length
                 assert isinstance(episode.fingerprint, str)
             if case % 4 == 0:
@@ -369,5 +375,5 @@ def test_a_mutated_store_gives_only_our_own_errors(tmp_path: Path) -> None:
             outcomes["error"] += 1
             assert isinstance(error, (DataError, ConfigError))
         finally:
-            victim.write_bytes(original)
+            _replace(victim, original)
     assert min(outcomes.values()) > 100
