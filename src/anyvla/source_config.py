@@ -121,8 +121,7 @@ class PackedConfig(Settings):
 
 Weight = Annotated[float, Field(gt=0)]
 SingleSourceConfig = Annotated[
-    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig,
-    MobileH5Config | LeRobotConfig | CalvinConfig | PackedConfig,
+    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig | PackedConfig,
     Field(discriminator="type"),
 ]
 

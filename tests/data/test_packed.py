@@ -15,7 +15,7 @@ from anyvla.actions.spec import ARM7, DELTA7, NAV2, NAV3, ActionSpec
 from anyvla.data.sources.opening import detect_format, open_source, source_at
 from anyvla.data.sources.packed import PackedSource
 from anyvla.data.writers.packed import PackedWriter
-from anyvla.errors import AnyVLAError, ConfigError, DataError
+from anyvla.errors import ConfigError, DataError
 from tests.data.packing import assert_same, cut, make_episode
 
 TWO = ("static", "gripper")
@@ -288,7 +288,7 @@ def test_damage_is_named_when_the_store_is_opened(tmp_path: Path, file: str, cha
         source = PackedSource(path, on_bad_episode="skip")
         assert len(source) in (1, 2, 3)
         assert len(source.problems) >= 1
-        with pytest.raises(DataError, match="damaged|twice|cut short"):
+        with pytest.raises(DataError, match=r"damaged|twice|cut short"):
             write(path, arm("d", 4), state=("x", "y"))
 
 
@@ -371,9 +371,8 @@ def test_a_mutated_store_gives_only_our_own_errors(tmp_path: Path) -> None:
             if case % 4 == 0:
                 source.verify()
             outcomes["read"] += 1
-        except AnyVLAError as error:
+        except (DataError, ConfigError):
             outcomes["error"] += 1
-            assert isinstance(error, (DataError, ConfigError))
         finally:
             _replace(victim, original)
     assert min(outcomes.values()) > 100

@@ -52,7 +52,7 @@ def state_statistics(episodes: Iterable[Episode], cache: Path | None = None, key
 def exact_statistics(parts: Callable[[], Iterable[np.ndarray]], rows: int, width: int, memory: int = MEMORY) -> Statistics:
     """Of all the rows, as (T, width) arrays, that each call of ``parts`` gives again. See ``action_statistics``."""
     at_a_time = max(1, min(width, memory // (4 * rows)))
-    found = []
+    found: list[dict[str, float]] = []
     with ThreadPoolExecutor(min(at_a_time, os.cpu_count() or 1)) as threads:
         for first in range(0, width, at_a_time):
             dims = range(first, min(first + at_a_time, width))
@@ -94,13 +94,13 @@ def _cached(
         for episode in episodes:
             part = values(episode)
             if part is None or part.shape != (episode.length, width):
-                raise DataError(
-                    f"{episode.name}: {key.split()[0]} of the shape {np.shape(part)}, not {(episode.length, width)}"
-                )
+                shape = None if part is None else part.shape
+                raise DataError(f"{episode.name}: {what} of the shape {shape}, not {(episode.length, width)}")
             if not np.isfinite(part).all():
-                raise DataError(f"{episode.name}: {key.split()[0]} hold non-finite values")
+                raise DataError(f"{episode.name}: {what} hold non-finite values")
             yield part
 
+    what = key.split()[0]
     first = values(episodes[0])
     width = 0 if first is None else first.shape[-1]
     statistics = exact_statistics(parts, sum(episode.length for episode in episodes), width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anyvla.actions.spec import NAV2, ActionSpec
+from anyvla.actions.spec import NAV2, NAV3, ActionSpec
 from anyvla.config import parse_config
 from anyvla.data.episode import EpisodeSource
 from anyvla.data.sources.tfds import find_version
@@ -72,6 +72,11 @@ def open_source(
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
+
+
+def all_actions(config: SingleSourceConfig) -> ActionSpec | None:
+    """The spec of all that the files hold, where opening them without one gives only a part; to convert them, for example."""
+    return NAV3 if config.type == "mobile_h5" else None
 
 
 def source_at(path: Path, settings: Sequence[str] = ()) -> SingleSourceConfig:
