@@ -52,7 +52,9 @@ def contact_sheet(episodes: Sequence[Episode], path: Path) -> list[Problem]:
         rows = [[Image.fromarray(_small(frame[camera][0])) for frame in frames] for camera in cameras]
         width = max(picture.width for row in rows for picture in row)
         heights = [row[0].height for row in rows]
-        strip = Image.new("RGB", (_COLUMNS * (width + _MARGIN), _CAPTION + sum(heights) + _MARGIN * len(rows)), _PAPER)
+        strip = Image.new(
+            "RGB", (_COLUMNS * (width + _MARGIN) + _MARGIN, _CAPTION + sum(heights) + _MARGIN * len(rows)), _PAPER
+        )
         draw = ImageDraw.Draw(strip)
         draw.text((0, 1), _fitting(_caption(episode, font), strip.width, draw, font), fill=_INK, font=font)
         top = _CAPTION
@@ -63,14 +65,23 @@ def contact_sheet(episodes: Sequence[Episode], path: Path) -> list[Problem]:
                 _tag(draw, (c * (width + _MARGIN), top), f"{label}{times[c]}")
             top += row[0].height + _MARGIN
         strips.append(strip)
-    width = max((strip.width for strip in strips), default=300) + _MARGIN
-    sheet = Image.new("RGB", (width, sum(strip.height + _MARGIN for strip in strips) + _MARGIN), _PAPER)
-    top = _MARGIN
-    for strip in strips:
-        sheet.paste(strip, (_MARGIN, top))
-        top += strip.height + _MARGIN
-    sheet.save(path)
+    several = any(len(episode.cameras) > 1 for episode in episodes)
+    _in_columns(strips, 2 if several else 1).save(path)
     return problems
+
+
+def _in_columns(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """All of them on one sheet, row by row."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    width = max((picture.width for picture in pictures), default=300) + _MARGIN
+    heights = [max(picture.height for picture in row) + _MARGIN for row in rows]
+    sheet = Image.new("RGB", (columns * width + _MARGIN, sum(heights) + _MARGIN), _PAPER)
+    top = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for c, picture in enumerate(row):
+            sheet.paste(picture, (_MARGIN + c * width, top))
+        top += height
+    return sheet
 
 
 def histograms(panels: Sequence[Histogram], lengths: np.ndarray, path: Path) -> None:
@@ -96,6 +107,7 @@ def histograms(panels: Sequence[Histogram], lengths: np.ndarray, path: Path) -> 
     last.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5, color="#6a8f4e")
     last.set_xlabel("episode length [frames]")
     last.set_ylabel("episodes")
+    last.yaxis.get_major_locator().set_params(integer=True)
     for axis in axes[len(panels) + 1 :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=110)
@@ -113,6 +125,7 @@ def task_bars(counts: Sequence[tuple[str, int]], different: int, path: Path) -> 
     axis.set_yticks(range(len(counts)), names, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.08, y=0.01)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("episodes" if different <= len(counts) else f"episodes (the first {len(counts)} of {different} tasks)")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
@@ -154,8 +167,8 @@ def _film_frames(episodes: Sequence[Episode], problems: list[Problem]) -> Iterat
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
-    """At most _THUMB_PIXELS, of the same shape."""
-    scale = min(1.0, (_THUMB_PIXELS / (frame.shape[0] * frame.shape[1])) ** 0.5)
+    """About _THUMB_PIXELS, of the same shape; at most twice as large as it is."""
+    scale = min(2.0, (_THUMB_PIXELS / (frame.shape[0] * frame.shape[1])) ** 0.5)
     return resize_frame(frame, (max(1, round(frame.shape[0] * scale)), max(1, round(frame.shape[1] * scale))))
 
 
