@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from anyvla.actions.spec import ActionSpec
+from anyvla.actions.spec import ARM7, ActionSpec
 from anyvla.data.episode import ArrayEpisode, Episode, Problem
+from anyvla.data.writers.packed import PackedWriter
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,14 @@ def cut(spec: ActionSpec, whole: ArrayEpisode, first: int, last: int) -> Cut:
         state=None if whole.state is None else whole.state[first:last],
         recording=(whole.name, first),
     )
+
+
+def make_packed(path: Path) -> Path:
+    """A packed store of one episode."""
+    episode = make_episode(ARM7, state=("x",))
+    with PackedWriter(path, ARM7, episode.cameras, state_names=episode.state_names) as writer:
+        writer.add(episode)
+    return path
 
 
 def assert_same(one: Episode, other: Episode, *, names: bool = True) -> None:

@@ -29,13 +29,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Problem
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
-from anyvla.settings import OnBadEpisode, Settings
+from anyvla.settings import OnBadEpisode
 
 HEADER, INDEX, ACTIONS, STATE = "packed.json", "episodes.index", "actions.f32", "state.f32"
 VERSION = 1
@@ -49,7 +49,13 @@ Count = Annotated[int, Field(ge=0, lt=2**48)]
 Side = Annotated[int, Field(ge=1, le=65535)]
 
 
-class Header(Settings):
+class _Stored(BaseModel):
+    """What is kept as JSON: unknown keys and other types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Header(_Stored):
     """``packed.json``; sizes are None until a camera's first frame is stored."""
 
     format: Literal["anyvla-packed"] = "anyvla-packed"
@@ -64,7 +70,7 @@ class Header(Settings):
     frames: Count
 
 
-class Entry(Settings):
+class Entry(_Stored):
     """A line of ``episodes.index``."""
 
     name: str
