@@ -4,7 +4,7 @@
 
 A made data set in the layout of CALVIN: a compressed npz a frame (200 x 200 and 84 x 84 pixels) and annotated windows of 64
 frames that overlap. The plain loader does for every window what the usual one does: open the W + L npz files, take actions and
-images from each, and resize the images of both cameras to 224 with PIL. Ours give the same W frames, and L actions for each, from
+images from each, and resize both cameras to 224 with PIL. Ours give the same W frames, and L actions for each, from
 what ``anyvla convert`` has written: images of 224 kept raw (a memory map), images of the original size kept raw and resized at
 reading, and JPEG of 224. W = 8, L = 10. Every byte that a window has is copied.
 """
