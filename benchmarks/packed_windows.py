@@ -38,7 +38,7 @@ def make_calvin(folder: Path, frames: int) -> list[tuple[int, int]]:
     rng = np.random.default_rng(0)
     grounds = {camera: _ground(rng, side) for camera, side in CAMERAS.items()}
     for t in range(frames):
-        images = {}
+        images: dict[str, Any] = {}
         for camera, side in CAMERAS.items():
             image = grounds[camera].copy()
             for k in range(5):
@@ -47,7 +47,12 @@ def make_calvin(folder: Path, frames: int) -> list[tuple[int, int]]:
             images[camera] = np.clip(image + rng.integers(-2, 3, image.shape), 0, 255).astype(np.uint8)
         motion = np.clip(rng.normal(0, 0.3, 7), -1, 1)
         motion[6] = 1.0 if t % 64 < 32 else -1.0
-        numbers = {"actions": motion, "rel_actions": motion, "robot_obs": rng.normal(size=15), "scene_obs": rng.normal(size=24)}
+        numbers: dict[str, Any] = {
+            "actions": motion,
+            "rel_actions": motion,
+            "robot_obs": rng.normal(size=15),
+            "scene_obs": rng.normal(size=24),
+        }
         np.savez_compressed(split / f"episode_{t:07d}.npz", **numbers, **images)
     spans = [(first, first + 63) for first in range(0, frames - 64, 48)]
     np.save(split / "ep_start_end_ids.npy", np.array([[0, frames - 1]]))

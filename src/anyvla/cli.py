@@ -448,11 +448,13 @@ def convert_command(
     path: Annotated[Path, typer.Argument(help="folder of episodes, in any format")],
     out: Annotated[Path, typer.Argument(help="folder to write; what it holds already is kept")],
     settings: SourceSettings = None,
-    to: Annotated[Literal["packed", "mobile_h5"], typer.Option(help="format to write")] = "packed",
+    to: Annotated[Literal["packed", "lerobot", "mobile_h5"], typer.Option(help="format to write")] = "packed",
     spec: Spec = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of all images; as they are if not given")] = None,
     fit: Annotated[Literal["stretch", "pad", "crop"], typer.Option(help="how images are brought to that size")] = "stretch",
-    encoding: Annotated[str | None, typer.Option(help="of images: raw or jpeg in packed; without loss if not given")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="of images: raw or jpeg in packed, image or video in lerobot; without loss if not given")
+    ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="of jpeg")] = 95,
     workers: Annotated[int | None, typer.Option(min=1, help="decoding processes; all cores if not given")] = None,
     on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from anyvla.actions.spec import ARM7, NAV2, NAV3
 from anyvla.cli import app
 from anyvla.data.convert import Images, _Decoder, convert
+from anyvla.data.sources.lerobot import LeRobotSource
 from anyvla.data.sources.mobile_h5 import MobileH5Source
 from anyvla.data.sources.packed import PackedSource
 from anyvla.data.writers.mobile_h5 import file_name
@@ -34,11 +35,13 @@ def nav(count: int = 4, **changes) -> ListSource:
 
 
 def open_again(path: Path, kind: str):
+    if kind == "lerobot":
+        return LeRobotSource(path, cache=path.parent / "cache")
     return PackedSource(path) if kind == "packed" else MobileH5Source(path, NAV3)
 
 
-@pytest.mark.parametrize("first", ["packed", "mobile_h5"])
-@pytest.mark.parametrize("second", ["packed", "mobile_h5"])
+@pytest.mark.parametrize("first", ["packed", "lerobot", "mobile_h5"])
+@pytest.mark.parametrize("second", ["packed", "lerobot", "mobile_h5"])
 def test_every_format_keeps_everything_through_every_other(tmp_path: Path, first: str, second: str) -> None:
     source = nav()
     done = convert(source, tmp_path / "a", first, workers=1)
@@ -63,7 +66,7 @@ def test_a_second_run_adds_only_what_is_missing(tmp_path: Path) -> None:
     assert [PackedSource(tmp_path).episode(i).name for i in range(5)] == [e.name for e in source.episodes]
 
 
-@pytest.mark.parametrize(("to", "encoding"), [("packed", "raw"), ("packed", "jpeg"), ("mobile_h5", None)])
+@pytest.mark.parametrize(("to", "encoding"), [("packed", "raw"), ("packed", "jpeg"), ("lerobot", None), ("mobile_h5", None)])
 def test_several_processes_write_what_one_writes(tmp_path: Path, to: str, encoding: str | None) -> None:
     source = nav(5)
     long = replace(source.episodes[0], name="long.h5", **_longer(source.episodes[0], 40))

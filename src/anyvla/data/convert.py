@@ -25,8 +25,9 @@ from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_proce
 from anyvla.progress import progress_bar
 from anyvla.settings import Fit, OnBadEpisode
 
-Format = Literal["packed", "mobile_h5"]
-ENCODINGS: dict[str, tuple[str, ...]] = {"packed": ("raw", "jpeg"), "mobile_h5": ()}  # the first is the default; exact
+Format = Literal["packed", "lerobot", "mobile_h5"]
+# of images; the first is what is taken where none is asked for, and loses nothing
+ENCODINGS: dict[Format, tuple[str, ...]] = {"packed": ("raw", "jpeg"), "lerobot": ("image", "video"), "mobile_h5": ()}
 _FEW_FRAMES = 300  # below this, starting processes takes longer than decoding
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
@@ -78,7 +79,8 @@ def convert(
 
     Args:
         to: the format. size: (h, w) of all images; as they are if None. fit: how they are brought to it.
-        encoding: of the images; for ``packed`` ``raw`` or ``jpeg`` with this ``quality``. None: without loss.
+        encoding: of the images: ``raw``, or ``jpeg`` of this ``quality``, for ``packed``; ``image`` or ``video`` for
+            ``lerobot``. None: without loss.
         workers: processes that decode, all cores if None; with 1 nothing is started.
         on_bad_episode: whether an episode that cannot be read, or that the format cannot hold, is left out and listed.
 
@@ -96,7 +98,7 @@ def convert(
     images = Images(size, fit, quality if encoding == "jpeg" else None)
     skipped: list[Problem] = []
     written = frames = 0
-    with _open_writer(source, episodes, out, to, images) as writer:
+    with _open_writer(source, episodes, out, to, images, video=encoding == "video") as writer:
         plan = list(_plan(episodes, writer))
         already = len(episodes) - len(plan)
         with _decoder(plan, images, workers) as decoder, progress_bar(f"convert to {to}", len(episodes), already) as bar:
@@ -119,9 +121,15 @@ def disk_use(folder: Path) -> int:
     return sum(512 * file.stat().st_blocks for file in folder.rglob("*") if file.is_file())
 
 
-def _open_writer(source: EpisodeSource, episodes: Sequence[Episode], out: Path, to: Format, images: Images) -> EpisodeWriter:
+def _open_writer(
+    source: EpisodeSource, episodes: Sequence[Episode], out: Path, to: Format, images: Images, video: bool
+) -> EpisodeWriter:
     if to == "mobile_h5":
         return MobileH5Writer(out, source.spec)
+    if to == "lerobot":
+        from anyvla.data.writers.lerobot import LeRobotWriter
+
+        return LeRobotWriter(out, source.spec, episodes[0].fps, cameras="video" if video else "image")
     return PackedWriter(
         out,
         source.spec,

@@ -83,7 +83,7 @@ def inspect_data(source: EpisodeSource, out: Path, *, video: bool = False) -> Da
     """Describe ``source``, opened with ``on_bad_episode="skip"``.
 
     ``contact_sheet.png``, ``actions.png``, ``state.png`` (where there is one), ``tasks.png`` (where there are some),
-    ``preview.gif`` (with ``video``) and ``report.json`` go to ``out``. Images of a few episodes only are read.
+    ``preview.mp4`` (with ``video``) and ``report.json`` go to ``out``. Images of a few episodes only are read.
     """
     episodes = [source.episode(i) for i in range(len(source))]
     lengths = np.array([episode.length for episode in episodes])
@@ -116,8 +116,9 @@ def inspect_data(source: EpisodeSource, out: Path, *, video: bool = False) -> Da
         pictures.append(out / "tasks.png")
         task_bars(tasks.most_common(_TASKS), len(tasks), pictures[-1])
     if video:
-        pictures.append(out / "preview.gif")
-        unreadable += film(episodes, pictures[-1])
+        preview, not_shown = film(episodes, out)
+        pictures.append(preview)
+        unreadable += not_shown
     problems = list(dict.fromkeys([*source.problems, *unreadable]))
     warnings = _warnings(source, episodes, actions)
     report = {"source": source.name, **summary, "warnings": warnings, "problems": [asdict(problem) for problem in problems]}

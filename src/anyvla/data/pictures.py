@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anyvla.data.episode import Episode, Problem
 from anyvla.data.images import resize_frame
-from anyvla.errors import DataError
+from anyvla.errors import DataError, MissingExtraError
 
 _ROWS, _COLUMNS = 8, 6  # of the contact sheet
 _CAMERAS = 3  # of an episode, that are shown
 _THUMB_PIXELS = 160 * 90  # of one small picture, whatever its shape
 _MARGIN, _CAPTION = 6, 18
 _PAPER, _INK = "#f4f4f2", "#333333"
-_FILM_EPISODES, _FILM_FRAMES, _FILM_HEIGHT = 6, 60, 160
+_FILM_EPISODES, _FILM_FRAMES, _FILM_HEIGHT, _FILM_FPS = 6, 60, 160, 10
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def _in_columns(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 def histograms(panels: Sequence[Histogram], lengths: np.ndarray, path: Path) -> None:
     """A panel for each number, and one of the episodes' lengths."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(4, len(panels) + 1)
     rows = -(-(len(panels) + 1) // columns)
@@ -107,7 +108,7 @@ def histograms(panels: Sequence[Histogram], lengths: np.ndarray, path: Path) -> 
     last.hist(lengths, bins=np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5, color="#6a8f4e")
     last.set_xlabel("episode length [frames]")
     last.set_ylabel("episodes")
-    last.yaxis.get_major_locator().set_params(integer=True)
+    last.yaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(panels) + 1 :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=110)
@@ -116,6 +117,7 @@ def histograms(panels: Sequence[Histogram], lengths: np.ndarray, path: Path) -> 
 def task_bars(counts: Sequence[tuple[str, int]], different: int, path: Path) -> None:
     """Episodes of each of the most frequent tasks."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.5, 0.9 + 0.24 * len(counts)), layout="constrained")
     axis = figure.subplots()
@@ -125,20 +127,34 @@ def task_bars(counts: Sequence[tuple[str, int]], different: int, path: Path) -> 
     axis.set_yticks(range(len(counts)), names, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.08, y=0.01)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("episodes" if different <= len(counts) else f"episodes (the first {len(counts)} of {different} tasks)")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 
-def film(episodes: Sequence[Episode], path: Path) -> list[Problem]:
-    """A GIF of a few episodes, one after the other, all cameras side by side; long ones are shown quicker."""
+def film(episodes: Sequence[Episode], out: Path) -> tuple[Path, list[Problem]]:
+    """A few episodes, one after the other, all cameras side by side; long ones are shown quicker.
+
+    ``preview.mp4`` in ``out``, or ``preview.gif`` where PyAV is not installed.
+    """
+    from anyvla.data.video import VideoWriter, load_av
+
     problems: list[Problem] = []
     frames = list(_film_frames(evenly(episodes, _FILM_EPISODES), problems))
+    try:
+        load_av()
+    except MissingExtraError:
+        path = out / "preview.gif"
+        if frames:
+            first, *rest = [frame.quantize(method=Image.Quantize.FASTOCTREE) for frame in frames]
+            first.save(path, save_all=True, append_images=rest, duration=round(1000 / _FILM_FPS), loop=0)
+        return path, problems
+    path = out / "preview.mp4"
     if frames:
-        first, *rest = [frame.convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
-        first.save(path, save_all=True, append_images=rest, duration=100, loop=0)
-    return problems
+        with VideoWriter(path, (frames[0].height, frames[0].width), _FILM_FPS, "h264") as writer:
+            writer.add(np.asarray(frame) for frame in frames)
+    return path, problems
 
 
 def _film_frames(episodes: Sequence[Episode], problems: list[Problem]) -> Iterator[Image.Image]:
