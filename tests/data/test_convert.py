@@ -17,9 +17,11 @@ from anyvla.cli import app
 from anyvla.data.convert import Images, _Decoder, convert
 from anyvla.data.sources.lerobot import LeRobotSource
 from anyvla.data.sources.mobile_h5 import MobileH5Source
+from anyvla.data.sources.opening import open_source, source_at
 from anyvla.data.sources.packed import PackedSource
 from anyvla.data.writers.mobile_h5 import file_name
 from anyvla.errors import ConfigError, DataError
+from tests.calvin_data import write_calvin
 from tests.data.packing import ListSource, assert_same, cut, make_episode
 
 RUN = CliRunner()
@@ -100,6 +102,21 @@ def test_windows_of_a_recording_come_out_of_their_order_and_share_frames(tmp_pat
     for episode in cuts:
         assert_same(packed[episode.name], episode)
     assert source.verify() == []
+
+
+def test_annotations_of_calvin_share_frames(tmp_path: Path) -> None:
+    source = open_source(source_at(write_calvin(tmp_path / "calvin")), cache=tmp_path)
+    convert(source, tmp_path / "packed", "packed", workers=1)
+    packed = PackedSource(tmp_path / "packed")
+    by_name = {packed.episode(i).name: packed.episode(i) for i in range(len(packed))}
+    distinct = set()
+    for episode in map(source.episode, range(len(source))):
+        assert_same(by_name[episode.name], episode)
+        first = episode.recording[1]
+        distinct |= set(range(first, first + episode.length))
+    camera = source.cameras[0]
+    assert (tmp_path / "packed" / f"{camera}.frames").stat().st_size == 16 * len(distinct)
+    assert len(distinct) < sum(source.episode(i).length for i in range(len(source)))
 
 
 def test_only_frames_that_are_not_stored_yet_are_decoded(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from anyvla.data.episode import Episode, EpisodeSource, EpisodeWriter, Problem, recording_of
-from anyvla.data.images import resize_frame
+from anyvla.data.images import resize_frames
 from anyvla.data.writers.mobile_h5 import MobileH5Writer
 from anyvla.data.writers.packed import BLOCK, PackedWriter, coded_frames
 from anyvla.errors import AnyVLAError, ConfigError, DataError
@@ -300,7 +300,7 @@ def _decode(episode: Episode, start: int, stop: int, images: Images) -> Decoded 
         decoded: Decoded = dict(episode.read(start, stop, episode.cameras))
         if images.size is not None:
             for camera, frames in decoded.items():
-                decoded[camera] = np.stack([resize_frame(np.asarray(frame), images.size, images.fit) for frame in frames])
+                decoded[camera] = resize_frames(np.asarray(frames), images.size, images.fit)
         return decoded
     except AnyVLAError as error:
         return str(error)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Episode, recording_of, stored_jpeg
-from anyvla.data.images import resize_frame
+from anyvla.data.images import resize_frames
 from anyvla.data.sources.packed import (
     ACTIONS,
     FRAME_RECORD,
@@ -222,7 +222,7 @@ class PackedWriter:
                 if camera not in episode.cameras:
                     stored: list[Any] = [b""] * (end - begin)
                 elif self.header.encoding == "raw":
-                    stored = [self._fitted(episode, camera, frame).data for frame in decoded[camera]]
+                    stored = [frame.data for frame in self._fitted(episode, camera, decoded[camera])]
                 else:
                     stored = coded_frames(episode, begin, end, camera, self._quality, self._size, self._fit)
                     for data in stored:
@@ -248,13 +248,15 @@ class PackedWriter:
             _lengthen(images, images.tell() + len(stored) * size[0] * size[1] * 3)
         self._files[f"{camera}.frames"].write(records.tobytes())
 
-    def _fitted(self, episode: Episode, camera: str, frame: np.ndarray) -> np.ndarray:
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise DataError(f"{self.path}: {episode.name}: {camera} gives {frame.shape} {frame.dtype}, not (H, W, 3) uint8")
+    def _fitted(self, episode: Episode, camera: str, frames: np.ndarray) -> np.ndarray:
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise DataError(
+                f"{self.path}: {episode.name}: {camera} gives {frames.shape} {frames.dtype}, not (T, H, W, 3) uint8"
+            )
         if self._size:
-            frame = resize_frame(frame, self._size, self._fit)
-        self._check_size(episode, camera, (frame.shape[0], frame.shape[1]))
-        return np.ascontiguousarray(frame)
+            frames = resize_frames(frames, self._size, self._fit)
+        self._check_size(episode, camera, (frames.shape[1], frames.shape[2]))
+        return np.ascontiguousarray(frames)
 
     def _check_size(self, episode: Episode, camera: str, size: tuple[int, int]) -> None:
         """The first frame of a camera sets the size of all."""
@@ -376,10 +378,10 @@ def coded_frames(
     if stored is not None and (size is None or all(jpeg_size(data, episode.name) == size for data in stored)):
         return stored
     coded = []
-    for frame in episode.read(start, stop, [camera])[camera]:
+    frames = episode.read(start, stop, [camera])[camera]
+    for frame in resize_frames(frames, size, fit) if size else frames:
         buffer = BytesIO()
-        image = Image.fromarray(resize_frame(frame, size, fit) if size else frame)
-        image.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else -1)
+        Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else -1)
         coded.append(buffer.getvalue())
     return coded
 
