@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,11 @@ def _cached(
     width = 0 if first is None else first.shape[-1]
     statistics = exact_statistics(parts, sum(episode.length for episode in episodes), width)
     if path is not None:
-        try:
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        with suppress(OSError):  # a cache without room: they are found anew the next time
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
             partial.write_text(json.dumps(statistics_to_dict(statistics)))
             os.replace(partial, path)
-        except OSError as error:
-            raise DataError(f"{path}: the cache cannot be written ({error}); set data.cache to another folder") from error
     return statistics
 
 

@@ -101,14 +101,14 @@ def detect_format(path: Path) -> str:
     """The type of the source at ``path``; raises DataError if it is none that is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if (path / "packed.json").exists():
+        return "packed"
     if (path / "meta" / "info.json").exists():
         return "lerobot"
     if any((path / split / "ep_start_end_ids.npy").is_file() for split in ("", "training", "validation")):
         return "calvin"  # looked for first: going through the folders of a large data set takes long
     if find_version(path) is not None:
         return "rlds"
-    if (path / "packed.json").exists():
-        return "packed"
     if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
         return "mobile_h5"
     raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
