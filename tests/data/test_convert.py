@@ -14,7 +14,11 @@ from typer.testing import CliRunner
 
 from anyvla.actions.spec import ARM7, NAV2, NAV3
 from anyvla.cli import app
+from anyvla.config import load_config
 from anyvla.data.convert import Images, _Decoder, convert
+from anyvla.data.direct import DirectFrames
+from anyvla.data.prepare import prepare_data
+from anyvla.data.sampler import Item
 from anyvla.data.sources.lerobot import LeRobotSource
 from anyvla.data.sources.mobile_h5 import MobileH5Source
 from anyvla.data.sources.opening import open_source, source_at
@@ -232,3 +236,19 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(result) == 30
     assert result.verify() == []
     assert kills
+
+
+def test_a_raw_store_of_the_models_size_is_trained_on_as_it_is(make_episodes, tiny_overrides, tmp_path: Path) -> None:
+    folder = make_episodes(9, 2, 7, 9)
+    convert(MobileH5Source(folder, NAV3), tmp_path / "packed", "packed", size=(32, 48), workers=1)
+    packed = [f"data.source={{type: packed, path: {tmp_path / 'packed'}}}", f"data.cache={tmp_path / 'none'}"]
+    first, second = (
+        prepare_data(load_config("nav-tiny", [*tiny_overrides, *source])) for source in ([f"data.source.path={folder}"], packed)
+    )
+    assert isinstance(second.train._store, DirectFrames)
+    assert not (tmp_path / "none" / "frames").exists()
+    for i in range(len(first.train)):
+        a, b = first.train[Item(0, i)], second.train[Item(0, i)]
+        np.testing.assert_array_equal(a["images"]["front"], b["images"]["front"])
+        np.testing.assert_array_equal(a["actions"], b["actions"])
+        assert a["prompt"] == b["prompt"]

@@ -1,4 +1,4 @@
-"""Writing the packed store; see ``anyvla.data.sources.packed`` for its layout."""
+"""Writing the packed store; see ``anyvla.data.sources.packed_files`` for its layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Episode, recording_of, stored_jpeg
 from anyvla.data.images import resize_frames
-from anyvla.data.sources.packed import (
+from anyvla.data.sources.packed_files import (
     ACTIONS,
     FRAME_RECORD,
     HEADER,
