@@ -190,9 +190,11 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     open_x = load_config("nav-tiny", [*tiny_overrides, source, "actions.spec=delta7", "observation.cameras=[primary]"])
     prepare_data(open_x).sampler(1, 0, 0, 1, open_x.data)
     from tests.data.lerobot_folders import make_episode, write_v3
+    from tests.data.packing import make_packed
 
     lerobot = write_v3(tmp_path / "lerobot", [make_episode(0)])
     open_source(source_at(lerobot), cache=tmp_path / "cache")
+    open_source(source_at(make_packed(tmp_path / "packed")))
 
     every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
     tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}

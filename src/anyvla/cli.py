@@ -57,6 +57,7 @@ Seed = Annotated[int, typer.Option(min=0)]
 Workers = Annotated[int, typer.Option(min=1, help="simulation processes")]
 CalvinRoot = Annotated[Path | None, typer.Option(help="your checkout of github.com/mees/calvin")]
 CalvinPython = Annotated[str | None, typer.Option(help="the Python that has CALVIN's packages; this one if not given")]
+_PROBLEMS_SHOWN = 20
 Checkpoint = Annotated[Literal["best", "last"], typer.Option(help="which checkpoint of the run")]
 
 
@@ -382,15 +383,17 @@ def inspect_data_command(
     path: Annotated[Path, typer.Argument(help="folder of episodes")],
     settings: SourceSettings = None,
     spec: Spec = None,
-    out: Annotated[Path, typer.Option(help="folder of the pictures")] = Path("runs/inspect"),
+    out: Annotated[Path, typer.Option(help="folder of the pictures and of report.json")] = Path("runs/inspect"),
+    video: Annotated[bool, typer.Option("--video", help="also a film of a few episodes")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="read every frame and check what has checksums; takes long")] = False,
 ) -> None:
-    """Counts, lengths, action histograms, a contact sheet, and what is wrong."""
+    """Counts, tasks, lengths, histograms, a contact sheet, and what is wrong."""
     from anyvla.actions.spec import action_spec
-    from anyvla.data.inspect import inspect_data
+    from anyvla.data.inspect import inspect_data, verify_data
     from anyvla.data.sources.opening import open_source, source_at
 
     source = open_source(source_at(path, settings or ()), action_spec(spec) if spec else None, "skip")
-    report = inspect_data(source, out)
+    report = inspect_data(source, out, video=video)
     console = Console()
     summary = report.summary
     lengths = summary["lengths"]
@@ -409,11 +412,23 @@ def inspect_data_command(
     console.print(f"{summary['instructions']['different']} different instructions, most often:", highlight=False)
     for instruction, count in summary["instructions"]["most_common"]:
         console.print(f"  {count:>4}  {instruction}", highlight=False, markup=False)
+    if summary["tasks"]["different"]:
+        console.print(f"{summary['tasks']['different']} different tasks, most often:", highlight=False)
+        for task, count in summary["tasks"]["most_common"]:
+            console.print(f"  {count:>4}  {task}", highlight=False, markup=False)
     for warning in report.warnings:
         console.print(f"[yellow]warning:[/] {_plain(warning)}", highlight=False)
-    for problem in report.problems:
+    changed = verify_data(source) if verify else []
+    problems = list(dict.fromkeys([*report.problems, *changed]))
+    for problem in problems[:_PROBLEMS_SHOWN]:
         console.print(f"[red]damaged:[/] {_plain(problem.reason)}", highlight=False, soft_wrap=True)
+    if len(problems) > _PROBLEMS_SHOWN:
+        console.print(f"and {len(problems) - _PROBLEMS_SHOWN} more damaged episodes", highlight=False)
+    if verify and not changed:
+        console.print(f"all {summary['frames']} frames can be read", highlight=False)
     print("pictures:", *report.pictures)
+    if changed:
+        raise typer.Exit(1)
 
 
 @inspect_app.command("recipe")
@@ -474,15 +489,66 @@ def stats(
     spec: Spec = None,
     on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",
 ) -> None:
-    """Exact action statistics, as JSON."""
+    """Exact statistics of actions and state, as JSON."""
     from anyvla.actions.spec import action_spec
     from anyvla.data.sources.opening import open_source, source_at
-    from anyvla.data.stats import action_statistics, statistics_to_dict
+    from anyvla.data.stats import action_statistics, state_statistics, statistics_to_dict
+    from anyvla.data.store import default_cache
 
-    source = open_source(source_at(path, settings or ()), action_spec(spec) if spec else None, on_bad_episode)
+    config = source_at(path, settings or ())
+    source = open_source(config, action_spec(spec) if spec else None, on_bad_episode)
     episodes = [source.episode(i) for i in range(len(source))]
-    values = statistics_to_dict(action_statistics(episodes))
-    print(json.dumps({"names": source.spec.names, "episodes": len(episodes), **values}, indent=1))
+    known = default_cache(), f"{source.name} {config.model_dump_json()} {source.spec}"
+    values: dict[str, Any] = {
+        "names": source.spec.names,
+        "episodes": len(episodes),
+        "frames": sum(episode.length for episode in episodes),
+        **statistics_to_dict(action_statistics(episodes, *known)),
+    }
+    names = episodes[0].state_names
+    if names and all(episode.state_names == names for episode in episodes):
+        values["state"] = {"names": names, **statistics_to_dict(state_statistics(episodes, *known))}
+    print(json.dumps(values, indent=1))
+
+
+@app.command("convert")
+def convert_command(
+    path: Annotated[Path, typer.Argument(help="folder of episodes, in any format")],
+    out: Annotated[Path, typer.Argument(help="folder to write; what it holds already is kept")],
+    settings: SourceSettings = None,
+    to: Annotated[Literal["packed", "lerobot", "mobile_h5"], typer.Option(help="format to write")] = "packed",
+    spec: Spec = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of all images; as they are if not given")] = None,
+    fit: Annotated[Literal["stretch", "pad", "crop"], typer.Option(help="how images are brought to that size")] = "stretch",
+    encoding: Annotated[
+        str | None, typer.Option(help="of images: raw or jpeg in packed, image or video in lerobot; without loss if not given")
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="of jpeg")] = 95,
+    workers: Annotated[int | None, typer.Option(min=1, help="decoding processes; all cores if not given")] = None,
+    on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",
+) -> None:
+    """Write episodes in another format. Run again, it goes on."""
+    from anyvla.actions.spec import action_spec
+    from anyvla.data.convert import convert
+    from anyvla.data.sources.opening import all_actions, open_source, source_at
+
+    config = source_at(path, settings or ())
+    source = open_source(config, action_spec(spec) if spec else all_actions(config), on_bad_episode)
+    with _going_on():
+        done = convert(
+            source,
+            out,
+            to,
+            size=_size(size) if size else None,
+            fit=fit,
+            encoding=encoding,
+            quality=quality,
+            workers=workers,
+            on_bad_episode=on_bad_episode,
+        )
+    for problem in done.skipped[:_PROBLEMS_SHOWN]:
+        Console().print(f"[red]skipped:[/] {_plain(problem.reason)}", highlight=False, soft_wrap=True)
+    print(f"{out}: {done}")
 
 
 @app.command()

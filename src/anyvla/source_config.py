@@ -112,9 +112,16 @@ class RLDSConfig(Settings):
     checksum: bool = Field(True, description="check every record when the index is made")
 
 
+class PackedConfig(Settings):
+    """The packed store that `anyvla convert` writes."""
+
+    type: Literal["packed"] = "packed"
+    path: Path | None = PATH
+
+
 Weight = Annotated[float, Field(gt=0)]
 SingleSourceConfig = Annotated[
-    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig,
+    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig | PackedConfig,
     Field(discriminator="type"),
 ]
 

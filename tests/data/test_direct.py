@@ -38,7 +38,7 @@ def test_auto_takes_the_cache_as_long_as_the_disk_has_room(make_episodes, tiny_o
     assert isinstance(_data(tiny_overrides, folder).train._store, FrameStore)
     other = f"data.cache={tmp_path / 'other'}"
     assert isinstance(_data(tiny_overrides, folder, other).train._store, DirectFrames)
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "other" / "frames").exists()
 
 
 def test_frames_that_turn_out_unreadable_stop_the_run_or_are_replaced(make_episodes, tiny_overrides, caplog) -> None:

@@ -11,10 +11,13 @@ from typer.testing import CliRunner
 
 from anyvla.cli import app
 from anyvla.config import load_config
+from anyvla.data.convert import convert
+from anyvla.data.sources.packed import PackedSource
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.errors import DataError
 from anyvla.policies.policy import Policy
 from anyvla.source_config import RLDSConfig
+from tests.data.packing import assert_same
 
 
 @pytest.fixture
@@ -87,3 +90,11 @@ def test_inspect_and_stats_know_it(bridge: Path, tmp_path: Path, monkeypatch: py
     told = CliRunner().invoke(app, ["stats", str(bridge), "split=train[:10]"])
     assert told.exit_code == 0, told.output
     assert json.loads(told.output)["episodes"] == 10
+
+
+def test_the_stored_jpeg_files_are_packed_as_they_are(bridge: Path, tmp_path: Path) -> None:
+    source = RLDSSource(RLDSConfig(path=bridge), cache=tmp_path)
+    convert(source, tmp_path / "packed", "packed", encoding="jpeg", quality=10, workers=1)
+    packed = PackedSource(tmp_path / "packed")
+    for i in (0, 24):
+        assert_same(packed.episode(i), source.episode(i))

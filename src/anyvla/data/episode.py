@@ -23,7 +23,11 @@ class Problem:
 
 
 class Episode(Protocol):
-    """One recorded episode of T frames."""
+    """One recorded episode of T frames.
+
+    An episode may also have, where its format knows them, a property ``recording`` (see ``recording_of``) and a method
+    ``read_jpeg`` (see ``stored_jpeg``).
+    """
 
     @property
     def name(self) -> str:
@@ -69,6 +73,22 @@ class Episode(Protocol):
 
         Raises DataError, naming the file and the key, when they cannot be read.
         """
+
+
+def recording_of(episode: Episode) -> tuple[str, int]:
+    """The recording that an episode is cut from, and which of its frames is the episode's first.
+
+    Episodes of one recording share frames where they overlap, as the annotated windows of CALVIN do: frame t of the episode is
+    frame ``first + t`` of the recording. An episode without a property ``recording`` is a recording of its own.
+    """
+    recording: tuple[str, int] = getattr(episode, "recording", (episode.name, 0))
+    return recording
+
+
+def stored_jpeg(episode: Episode, start: int, stop: int, camera: str) -> list[bytes] | None:
+    """The JPEG files of these frames where the format holds them as such, so that nothing is lost by coding them again."""
+    read = getattr(episode, "read_jpeg", None)
+    return None if read is None else read(start, stop, camera)
 
 
 class EpisodeSource(Protocol):
@@ -141,6 +161,9 @@ class EpisodeWriter(Protocol):
 
     def __len__(self) -> int:
         """Episodes that the folder holds."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the folder holds the episode of this name."""
 
     def add(self, episode: Episode) -> None:
         """Append one episode. Raises DataError where the format cannot hold it, or the disk is full."""

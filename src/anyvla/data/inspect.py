@@ -1,27 +1,32 @@
-"""Looking at data before training on it: counts, lengths, histograms, a contact sheet, and what is wrong."""
+"""Looking at data before training on it: counts, tasks, lengths, histograms, pictures, and what is wrong."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
+from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Episode, EpisodeSource, Problem
-from anyvla.data.images import resize_frame
-from anyvla.data.stats import action_statistics, state_statistics, statistics_to_dict
+from anyvla.data.pictures import Histogram, contact_sheet, film, histograms, task_bars
+from anyvla.data.stats import Statistics, action_statistics, state_statistics, statistics_to_dict
 from anyvla.errors import DataError
+from anyvla.progress import progress_bar
 
-_SHEET_ROWS, _SHEET_COLUMNS = 8, 6
-_THUMB = (90, 160)  # (h, w)
+_BINS = 60
+_ROWS = 1 << 16  # of actions, that are looked at together
+_TASKS = 20  # shown
+_BLOCK = 16  # frames read together
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What ``inspect_data`` found, and the pictures it made."""
+    """What ``inspect_data`` found, and the files it made."""
 
     summary: dict[str, Any]
     problems: list[Problem]
@@ -29,12 +34,64 @@ class DataReport:
     pictures: list[Path]
 
 
-def inspect_data(source: EpisodeSource, out: Path) -> DataReport:
-    """Describe ``source``, opened with ``on_bad_episode="skip"``; ``contact_sheet.png`` and ``actions.png`` go to ``out``."""
+@runtime_checkable
+class Checksummed(Protocol):
+    """A source whose format has checksums."""
+
+    def verify(self) -> list[Problem]:
+        """Read everything, and list the episodes that have changed since they were written."""
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The actions, or states, of all episodes that have them, without holding them."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    episodes: list[Episode]
+    statistics: Statistics
+    is_state: bool
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(N, len(names)), of many frames each."""
+        waiting: list[np.ndarray] = []
+        for episode in self.episodes:
+            part = episode.state if self.is_state else episode.actions
+            waiting += [] if part is None else [part]
+            if sum(map(len, waiting)) >= _ROWS:
+                yield np.concatenate(waiting)
+                waiting = []
+        if waiting:
+            yield np.concatenate(waiting)
+
+    def histograms(self) -> list[Histogram]:
+        edges = []
+        for low, high in zip(self.statistics["min"], self.statistics["max"], strict=True):
+            # constant values get a bin of some width, and float32 ones lie inside their limits in float64
+            spread = max(high - low, 1e-6 * max(1.0, abs(low)))
+            edges.append(np.linspace(low, low + spread, _BINS + 1))
+        counts = np.zeros((len(self.names), _BINS), dtype=np.int64)
+        for block in self.blocks():
+            for dim, edge in enumerate(edges):
+                counts[dim] += np.histogram(np.clip(block[:, dim], edge[0], edge[-1]), edge)[0]
+        labels = [f"{name} [{unit}]" if unit else name for name, unit in zip(self.names, self.units, strict=True)]
+        quantiles = zip(self.statistics["q01"], self.statistics["q99"], strict=True)
+        return [Histogram(*parts) for parts in zip(labels, counts, edges, *zip(*quantiles, strict=True), strict=True)]
+
+
+def inspect_data(source: EpisodeSource, out: Path, *, video: bool = False) -> DataReport:
+    """Describe ``source``, opened with ``on_bad_episode="skip"``.
+
+    ``contact_sheet.png``, ``actions.png``, ``state.png`` (where there is one), ``tasks.png`` (where there are some),
+    ``preview.mp4`` (with ``video``) and ``report.json`` go to ``out``. Images of a few episodes only are read.
+    """
     episodes = [source.episode(i) for i in range(len(source))]
     lengths = np.array([episode.length for episode in episodes])
-    actions = np.concatenate([episode.actions for episode in episodes])
     instructions = Counter(episode.instruction for episode in episodes)
+    tasks = Counter(episode.task for episode in episodes if episode.task)
+    units = tuple(dim.unit for dim in source.spec.dims)
+    actions = _Values(source.spec.names, units, episodes, action_statistics(episodes), is_state=False)
+    state = _state(episodes)
     summary = {
         "episodes": len(episodes),
         "frames": int(lengths.sum()),
@@ -42,42 +99,71 @@ def inspect_data(source: EpisodeSource, out: Path) -> DataReport:
         "fps": dict(Counter(f"{episode.fps:g}" for episode in episodes)),
         "cameras": {camera: sum(camera in episode.cameras for episode in episodes) for camera in source.cameras},
         "instructions": {"different": len(instructions), "most_common": instructions.most_common(5)},
-        "actions": statistics_to_dict(action_statistics(episodes)),
-        "state": _state(episodes),
+        "tasks": {"different": len(tasks), "most_common": tasks.most_common(_TASKS)},
+        "actions": statistics_to_dict(actions.statistics),
+        "state": None
+        if state is None
+        else {"names": list(state.names), "episodes": len(state.episodes), **statistics_to_dict(state.statistics)},
     }
     out.mkdir(parents=True, exist_ok=True)
-    sheet, unreadable = _contact_sheet(source, episodes)
+    unreadable = contact_sheet(episodes, out / "contact_sheet.png")
     pictures = [out / "contact_sheet.png", out / "actions.png"]
-    sheet.save(pictures[0])
-    _histograms(source, actions, lengths, pictures[1])
-    return DataReport(summary, [*source.problems, *unreadable], _warnings(source, episodes, actions), pictures)
+    histograms(actions.histograms(), lengths, pictures[1])
+    if state is not None:
+        pictures.append(out / "state.png")
+        histograms(state.histograms(), np.array([episode.length for episode in state.episodes]), pictures[-1])
+    if tasks:
+        pictures.append(out / "tasks.png")
+        task_bars(tasks.most_common(_TASKS), len(tasks), pictures[-1])
+    if video:
+        preview, not_shown = film(episodes, out)
+        pictures.append(preview)
+        unreadable += not_shown
+    problems = list(dict.fromkeys([*source.problems, *unreadable]))
+    warnings = _warnings(source, episodes, actions)
+    report = {"source": source.name, **summary, "warnings": warnings, "problems": [asdict(problem) for problem in problems]}
+    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return DataReport(summary, problems, warnings, pictures)
 
 
-def _state(episodes: list[Episode]) -> dict[str, Any] | None:
-    """Names and statistics of the robot's state, of the episodes that have the numbers which most episodes have."""
+def verify_data(source: EpisodeSource) -> list[Problem]:
+    """Read every frame of every episode, and compare checksums where the format has some; what is wrong."""
+    if isinstance(source, Checksummed):
+        return source.verify()
+    problems = []
+    with progress_bar("read all episodes", len(source)) as bar:
+        for episode in map(source.episode, range(len(source))):
+            try:
+                for start in range(0, episode.length, _BLOCK):
+                    episode.read(start, min(start + _BLOCK, episode.length), episode.cameras)
+            except DataError as error:
+                problems.append(Problem(episode.name, str(error)))
+            bar.advance()
+    return problems
+
+
+def _state(episodes: list[Episode]) -> _Values | None:
+    """The robot's state, of the episodes that have the numbers which most episodes have."""
     counted = Counter(episode.state_names for episode in episodes if episode.state_names)
     if not counted:
         return None
-    ((names, count),) = counted.most_common(1)
-    statistics = state_statistics(episode for episode in episodes if episode.state_names == names)
-    return {"names": list(names), "episodes": count, **statistics_to_dict(statistics)}
+    ((names, _),) = counted.most_common(1)
+    having = [episode for episode in episodes if episode.state_names == names]
+    return _Values(names, ("",) * len(names), having, state_statistics(having), is_state=True)
 
 
-def _warnings(source: EpisodeSource, episodes: list[Episode], actions: np.ndarray) -> list[str]:
+def _warnings(source: EpisodeSource, episodes: Sequence[Episode], actions: _Values) -> list[str]:
     found = []
     rates = sorted({round(episode.fps, 3) for episode in episodes})
     if len(rates) > 1:
         found.append(f"episodes have different control rates: {', '.join(f'{rate:g}' for rate in rates)} fps")
-    for dim, name in enumerate(source.spec.names):
-        values = actions[:, dim]
-        if np.ptp(values) < 1e-6:
-            found.append(f"action {name} never changes: it is {values[0]:g} in every frame")
-        limits = source.spec.dims[dim]
-        at_limit = np.mean((values <= limits.low + 1e-4) | (values >= limits.high - 1e-4))
-        if limits.kind == "continuous" and at_limit > 0.25:
-            found.append(
-                f"action {name} is at its limit in {at_limit:.0%} of the frames: recorded clipped, or in another unit?"
-            )
+    low, high = actions.statistics["min"], actions.statistics["max"]
+    for dim, share in zip(range(len(source.spec)), _at_limits(actions, source.spec), strict=True):
+        name = source.spec.names[dim]
+        if high[dim] - low[dim] < 1e-6:
+            found.append(f"action {name} never changes: it is {low[dim]:g} in every frame")
+        if source.spec.dims[dim].kind == "continuous" and share > 0.25:
+            found.append(f"action {name} is at its limit in {share:.0%} of the frames: recorded clipped, or in another unit?")
     still = [e.name for e in episodes if not np.abs(e.actions[:, ~source.spec.binary]).max(initial=0) > 1e-6]
     if still:
         found.append(f"{len(still)} episodes command no motion at all, such as {still[0]}")
@@ -99,65 +185,10 @@ def _warnings(source: EpisodeSource, episodes: list[Episode], actions: np.ndarra
     return found
 
 
-def _contact_sheet(source: EpisodeSource, episodes: list[Episode]) -> tuple[Image.Image, list[Problem]]:
-    """A row per episode, evenly chosen: its instruction, and frames from first to last."""
-    count = min(_SHEET_ROWS, len(episodes))
-    rows = [episodes[i * len(episodes) // count] for i in range(count)]
-    height, width = _THUMB
-    margin, caption = 6, 18
-    sheet = Image.new(
-        "RGB", (_SHEET_COLUMNS * (width + margin) + margin, count * (height + caption + margin) + margin), "#f4f4f2"
-    )
-    draw = ImageDraw.Draw(sheet)
-    wide_font = _font_with_hangul()
-    problems = []
-    for r, episode in enumerate(rows):
-        camera = episode.cameras[0]
-        top = margin + r * (height + caption + margin)
-        draw.text((margin, top), _caption(episode, wide_font), fill="#333333", font=wide_font)
-        try:
-            for c in range(_SHEET_COLUMNS):
-                t = round(c * (episode.length - 1) / (_SHEET_COLUMNS - 1))
-                frame = resize_frame(episode.read(t, t + 1, [camera])[camera][0], _THUMB, "pad")
-                sheet.paste(Image.fromarray(frame), (margin + c * (width + margin), top + caption))
-        except DataError as error:
-            problems.append(Problem(episode.name, str(error)))
-    return sheet, problems
-
-
-def _font_with_hangul() -> ImageFont.FreeTypeFont | None:
-    """A system font that can write Korean, if there is one; Pillow's own has Latin letters only."""
-    names = ("NotoSansCJK-Regular.ttc", "NanumGothic.ttf", "UnDotum.ttf", "AppleSDGothicNeo.ttc", "DroidSansFallbackFull.ttf")
-    for name in names:
-        try:
-            return ImageFont.truetype(name, 12)
-        except OSError:
-            continue
-    return None
-
-
-def _caption(episode: Episode, font: ImageFont.FreeTypeFont | None) -> str:
-    if font is None and not episode.instruction.isascii():
-        return f"{episode.name}: (no font here for its sentence)"
-    return f"{episode.name}: {episode.instruction}"[:150]
-
-
-def _histograms(source: EpisodeSource, actions: np.ndarray, lengths: np.ndarray, path: Path) -> None:
-    """One histogram per action dimension, and one of the episodes' lengths."""
-    from matplotlib.figure import Figure
-
-    panels = len(source.spec) + 1
-    figure = Figure(figsize=(3.4 * panels, 2.8), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, panels))
-    for axis, dim, values in zip(axes, source.spec.dims, actions.T, strict=False):
-        axis.hist(values, bins=60, color="#3b6ea5")
-        axis.set_yscale("log")
-        axis.set_xlabel(f"{dim.name} [{dim.unit}]")
-        for quantile in np.quantile(values, [0.01, 0.99]):
-            axis.axvline(quantile, color="#c2571a", linewidth=1, linestyle="--")
-    axes[0].set_ylabel("frames (dashed: q01, q99)")
-    width = max(1, int(np.ptp(lengths)) // 30)  # whole frames a bar
-    axes[-1].hist(lengths, bins=np.arange(lengths.min(), lengths.max() + width + 1, width) - 0.5, color="#6a8f4e")
-    axes[-1].set_xlabel("episode length [frames]")
-    axes[-1].set_ylabel("episodes")
-    figure.savefig(path, dpi=110)
+def _at_limits(actions: _Values, spec: ActionSpec) -> np.ndarray:
+    """(A,): share of the frames in which each dimension is at one of its limits."""
+    count, rows = np.zeros(len(spec)), 0
+    for block in actions.blocks():
+        count += ((block <= spec.low + 1e-4) | (block >= spec.high - 1e-4)).sum(0)
+        rows += len(block)
+    return count / rows

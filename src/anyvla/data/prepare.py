@@ -24,7 +24,7 @@ from anyvla.data.sources.opening import open_source
 from anyvla.data.sources.oxe import MIXTURES, datasets_of
 from anyvla.data.state import fit_state
 from anyvla.data.stats import Statistics, action_statistics, state_statistics
-from anyvla.data.store import FrameStore, free_room, open_store, stored_bytes
+from anyvla.data.store import FrameStore, default_cache, free_room, open_store, stored_bytes
 from anyvla.data.transforms import Scale, Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.settings import Fit, OnBadEpisode
@@ -221,12 +221,13 @@ def _prepare_part(config: Config, source: EpisodeSource, cameras: tuple[str, ...
     left_out = {problem.episode for problem in incomplete}
     episodes = [e for e in map(source.episode, range(len(source))) if e.name in frames and e.name not in left_out]
     training, held_out = split_episodes(episodes, data.validation, config.seed)
-    statistics = action_statistics(training)
+    known = data.cache or default_cache(), f"{source.name} {data.source.model_dump_json()} {source.spec}"
+    statistics = action_statistics(training, *known)
     scale = Scale(
         normalizer=make_normalizer(config.actions, source.spec, statistics),
         statistics=statistics,
         fps=_common_fps(episodes),
-        state=fit_state(observation.state, state_statistics(training)) if observation.state else None,
+        state=fit_state(observation.state, state_statistics(training, *known)) if observation.state else None,
     )
     return _Part(training, held_out, frames, scale, [*source.problems, *incomplete, *unreadable])
 

@@ -82,6 +82,11 @@ class CalvinEpisode:
         return self.reading.index.fingerprint(self.first, self.last)
 
     @property
+    def recording(self) -> tuple[str, int]:
+        """Frames are numbered through all recordings of a split: annotations that overlap share theirs."""
+        return "frames", self.first
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         return self.reading.index.cameras_of(self.first, self.last)
 

@@ -8,8 +8,8 @@
     state_names            bytes   (S,)           UTF-8, with ``states``
     action_event_types     bytes   (T,)           may be absent
 
-Attributes ``fps``, ``robot``, ``scenario`` and ``schema_version`` are read where a writer left them. Where the instruction is
-absent it follows from the scenario in the attribute or the file name.
+Attributes ``fps``, ``robot``, ``scenario``, ``task`` (where it is no scenario) and ``schema_version`` are read where a writer
+left them. Where the instruction is absent it follows from the scenario in the attribute or the file name.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class MobileH5Episode:
     fps: float
     instruction: str
     scenario: Scenario | None
+    stored_task: str  # where it is no scenario
     events: dict[str, int]
     frame_shape: tuple[int, int]  # (H, W) as stored
     actions: np.ndarray  # (T, A) float32
@@ -57,7 +58,7 @@ class MobileH5Episode:
 
     @property
     def task(self) -> str:
-        return self.scenario.name if self.scenario else ""
+        return self.stored_task or (self.scenario.name if self.scenario else "")
 
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         import h5py
@@ -169,6 +170,7 @@ def _open_episode(
         fps=_fps(path, attributes),
         instruction=_instruction(path, texts.get("language_instruction"), scenario, language),
         scenario=scenario,
+        stored_task=str(attributes.get("task", "")),
         events=_events(path, texts.get("action_event_types"), len(actions)),
         frame_shape=(shape[1], shape[2]),
         actions=selected,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from anyvla.actions.spec import NAV2, ActionSpec
+from anyvla.actions.spec import NAV2, NAV3, ActionSpec
 from anyvla.config import parse_config
 from anyvla.data.episode import EpisodeSource
 from anyvla.data.sources.tfds import find_version
@@ -16,6 +16,7 @@ from anyvla.source_config import (
     LeRobotConfig,
     MixtureConfig,
     OpenXConfig,
+    PackedConfig,
     RLDSConfig,
     SingleSourceConfig,
     SourceConfig,
@@ -64,9 +65,18 @@ def open_source(
         from anyvla.data.sources.rlds import RLDSSource
 
         return RLDSSource(config, spec, on_bad_episode, state, cache)
+    if isinstance(config, PackedConfig):
+        from anyvla.data.sources.packed import PackedSource
+
+        return PackedSource(config.path, spec, on_bad_episode, state)
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
+
+
+def all_actions(config: SingleSourceConfig) -> ActionSpec | None:
+    """The spec of all that the files hold, where opening them without one gives only a part; to convert them, for example."""
+    return NAV3 if config.type == "mobile_h5" else None
 
 
 def source_at(path: Path, settings: Sequence[str] = ()) -> SingleSourceConfig:
@@ -91,6 +101,8 @@ def detect_format(path: Path) -> str:
     """The type of the source at ``path``; raises DataError if it is none that is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if (path / "packed.json").exists():
+        return "packed"
     if (path / "meta" / "info.json").exists():
         return "lerobot"
     if any((path / split / "ep_start_end_ids.npy").is_file() for split in ("", "training", "validation")):

@@ -59,9 +59,19 @@ class RLDSEpisode:
         return len(self.actions)
 
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+        coded = self._coded(start, stop, cameras)
+        return {camera: self._decode(images, start, camera) for camera, images in coded.items()}
+
+    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
+        """The images as they are stored, if they are JPEG files."""
+        images = self._coded(start, stop, [camera])[camera]
+        return images if all(image.startswith(b"\xff\xd8\xff") for image in images) else None
+
+    def _coded(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, list[bytes]]:
+        """Camera -> the bytes of each of these images."""
         if not 0 <= start < stop <= self.length:
             raise IndexError(f"frames {start}-{stop} of episode {self.name}, which has {self.length}")
-        frames = {}
+        coded = {}
         try:
             with self.path.open("rb") as file:
                 stat = os.fstat(file.fileno())
@@ -69,18 +79,18 @@ class RLDSEpisode:
                     raise DataError(f"{self.path}: has changed since it was opened; open the dataset anew")
                 for camera in cameras:
                     places = self.images[camera][start:stop].astype(np.int64)
-                    begin, end = int(places.min()), int(places.max())  # images of one camera lie one behind the other
-                    block = os.pread(file.fileno(), end - begin, self.offset + begin)
-                    frames[camera] = self._decode(block, places - begin, start, camera)
+                    first, last = int(places.min()), int(places.max())  # images of one camera lie one behind the other
+                    block = os.pread(file.fileno(), last - first, self.offset + first)
+                    coded[camera] = [block[begin:end] for begin, end in (places - first).tolist()]
         except OSError as error:
             raise DataError(f"{self.path}: episode {self.name}: frames {start}-{stop} cannot be read ({error})") from error
-        return frames
+        return coded
 
-    def _decode(self, block: bytes, places: np.ndarray, start: int, camera: str) -> np.ndarray:
+    def _decode(self, coded: list[bytes], start: int, camera: str) -> np.ndarray:
         images: list[np.ndarray] = []
-        for t, (begin, end) in enumerate(places.tolist(), start):
+        for t, data in enumerate(coded, start):
             try:
-                images.append(decode_image(block[begin:end], self.shapes[camera]))
+                images.append(decode_image(data, self.shapes[camera]))
                 if images[-1].shape != images[0].shape:
                     raise DataError(f"an image of {images[-1].shape[:2]} among others of {images[0].shape[:2]}")
             except DataError as error:

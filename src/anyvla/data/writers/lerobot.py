@@ -100,6 +100,9 @@ class LeRobotWriter:
     def __len__(self) -> int:
         return len(self._stored)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored.names
+
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._stored.names)

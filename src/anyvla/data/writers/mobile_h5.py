@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
-from anyvla.errors import DataError
+from anyvla.actions.spec import NAV3, ActionSpec
+from anyvla.data.episode import Episode
+from anyvla.data.scenarios import SCENARIOS
+from anyvla.errors import ConfigError, DataError
 
 MOBILE_H5_VERSION = "1"
 
@@ -23,6 +29,7 @@ def write_mobile_h5(
     events: Sequence[str] | None = None,
     robot: str = "",
     scenario: str = "",
+    task: str = "",
     states: np.ndarray | None = None,
     state_names: Sequence[str] = (),
     further_images: Mapping[str, np.ndarray] | None = None,
@@ -36,6 +43,7 @@ def write_mobile_h5(
         actions: (T, 3) ``linear_x`` m/s, ``linear_y`` m/s, ``angular_z`` rad/s: the command given while frame t was seen.
         instruction: a sentence, or None to leave the key out.
         fps: control steps per second.
+        task: name of the task, where it is no scenario.
         states: (T, S) of the robot, as measured when frame t was seen, or None to leave it out. state_names: S names.
         further_images: camera -> (T, H, W, 3) uint8 RGB, of cameras beside ``front``, which ``images`` are from.
         events: T event names such as ``episode_start`` and ``start_action``, or None to leave the key out.
@@ -81,6 +89,86 @@ def write_mobile_h5(
             if events is not None:
                 file["action_event_types"] = np.array([event.encode() for event in events])
             file.attrs.update({"fps": fps, "robot": robot, "scenario": scenario, "schema_version": MOBILE_H5_VERSION})
+            if task:
+                file.attrs["task"] = task
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class MobileH5Writer:
+    """A file an episode, named as the episode is; see ``anyvla.data.episode.EpisodeWriter``.
+
+    Events, which only this format has, are not written. ``nav2`` is written with an angular_z of 0.
+    """
+
+    def __init__(self, path: Path, spec: ActionSpec) -> None:
+        """Raises ConfigError for actions that the format does not hold, DataError if the folder cannot be written."""
+        known = {dim.name: dim for dim in NAV3.dims}
+        for dim in spec.dims:
+            if dim.name not in known or dim.unit != known[dim.name].unit:
+                raise ConfigError(
+                    f"mobile_h5 holds no action dimension {dim.name!r} in {dim.unit!r} (action spec {spec.name!r}); it holds "
+                    f"{NAV3.describe()}"
+                )
+        self.path = path
+        self.spec = spec
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error})") from error
+        self._files = {file.relative_to(path).as_posix() for file in path.rglob("*.h5")}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and file_name(name) in self._files
+
+    def add(self, episode: Episode) -> None:
+        where = f"{self.path}: {episode.name}"
+        if episode.name in self:
+            raise DataError(f"{where}: holds {file_name(episode.name)} already")
+        if "front" not in episode.cameras:
+            raise DataError(
+                f"{where}: mobile_h5 needs a camera 'front'; this episode has {', '.join(episode.cameras) or 'none'}"
+            )
+        if not episode.instruction.strip():
+            raise DataError(f"{where}: mobile_h5 needs an instruction")
+        images = episode.read(0, episode.length, episode.cameras)
+        actions = np.zeros((episode.length, len(NAV3)), dtype=np.float32)
+        actions[:, [NAV3.names.index(name) for name in self.spec.names]] = episode.actions
+        path = self.path / file_name(episode.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mobile_h5(
+                path,
+                images["front"],
+                actions,
+                episode.instruction,
+                fps=episode.fps,
+                scenario=episode.task if episode.task in SCENARIOS else "",
+                task="" if episode.task in SCENARIOS else episode.task,
+                states=episode.state if episode.state_names else None,
+                state_names=episode.state_names,
+                further_images={camera: frames for camera, frames in images.items() if camera != "front"},
+            )
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error})") from error
+        self._files.add(file_name(episode.name))
+
+    def close(self) -> None:
+        """Nothing is open between episodes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def file_name(episode: str) -> str:
+    """The path of an episode's file below the folder: its name, without what would lead elsewhere."""
+    stem = re.sub(r"\.(h5|hdf5)$", "", episode)
+    parts = [re.sub(r"[^\w.\-]", "_", part).lstrip(".") for part in stem.split("/")]
+    return "/".join(part or "_" for part in parts) + ".h5"
