@@ -265,14 +265,14 @@ class _Loop:
     def _batches(self) -> Iterator[Batch]:
         """Batches of windows from the sampler's number on, without end; with each, one of conversations if there are any."""
         workers = self.config.data.workers
-        windows = _loader(self.data.train, self.sampler, workers)
+        windows = loader_of(self.data.train, self.sampler, workers)
         conversations, settings = self.data.conversations, self.config.objectives.conversations
         if conversations is None or settings is None:
             return iter(windows)
         ranks = self.sampler.rank, self.sampler.world_size
         sampler = WindowSampler(len(conversations), settings.batch_size, self.config.seed, *ranks)
         sampler.batch_number = self.sampler.batch_number
-        texts = _loader(conversations, sampler, workers, conversations.collate)
+        texts = loader_of(conversations, sampler, workers, conversations.collate)
         return (replace(batch, text=text) for batch, text in zip(windows, texts, strict=True))
 
     def _mean_over_processes(self, value: float) -> float:
@@ -417,12 +417,13 @@ def validate(model: VLA, loader: DataLoader, transforms: Transforms, accelerator
     return dict(zip(["loss", *names, *(f"first/{name}" for name in names)], means, strict=True))
 
 
-def _loader(
+def loader_of(
     dataset: WindowDataset | MixtureDataset | ConversationDataset,
     batches: Any,
     workers: int,
     collate_fn: Callable[..., Any] = collate,
 ) -> DataLoader:
+    """Batches of ``dataset`` as ``batches``, a sampler or a list, says; ``workers`` processes load them, 0: this one."""
     # a generator of its own: making an iterator must not touch the one that dropout draws from
     return DataLoader(
         dataset,  # type: ignore[arg-type]
@@ -442,7 +443,7 @@ def _validation_loader(dataset: WindowDataset, config: Config, parts: int, rank:
         count = max(world_size, count - count % world_size)
     items = [Item(0, i * len(dataset) // count) for i in range(count)][rank::world_size]
     size = config.training.batch_size
-    return _loader(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)
+    return loader_of(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)
 
 
 @contextmanager

@@ -31,10 +31,9 @@ TIME_WIDTH = 64
 class FlowHead(Head):
     """The chunk of every step is predicted from the features of the steps up to it.
 
-    The noise that a chunk is made from is drawn once and saved with the weights, so the same features give the same actions.
+    Sampling starts from the centre of the noise, 0, so that the same features give the same actions. Any fixed draw instead would
+    pull all actions the same way: one policy solved 12 of 100 navigation worlds so, another 3; from 0 they solved 94 and 86.
     """
-
-    noise: torch.Tensor
 
     def __init__(
         self,
@@ -61,10 +60,9 @@ class FlowHead(Head):
         self.time_in = nn.Sequential(nn.Linear(hidden + TIME_WIDTH, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.blocks = nn.ModuleList(FlowBlock(hidden, config.attention_heads) for _ in range(config.layers))
         self.velocity_out = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(spec)))
-        self.register_buffer("noise", torch.randn(chunk, len(spec)))
 
     def forward(self, features: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Features (B, H, Q, D) -> raw actions (B, H, L, A), from ``noise`` of that shape or from the head's own."""
+        """Features (B, H, Q, D) -> raw actions (B, H, L, A), from ``noise`` of that shape or from its centre, 0."""
         return self._integrate(features, _causal(features), noise)
 
     def sample_at(self, features: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -95,8 +93,9 @@ class FlowHead(Head):
 
     def _integrate(self, features: torch.Tensor, visible: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Raw actions (B, S, L, A) of the S steps whose view of the window is ``visible`` (B or 1, S, H) bool."""
-        noise = self.noise if noise is None else noise
-        x = noise.to(_at_least_float32(features)).expand(len(features), visible.shape[1], *self.noise.shape)
+        shape = (len(features), visible.shape[1], len(self.chunk_embedding), len(self.spec))
+        dtype = _at_least_float32(features)
+        x = torch.zeros(shape, dtype=dtype, device=features.device) if noise is None else noise.to(dtype).expand(shape)
         memory = self._memory(features)
         for i in range(self.steps):
             x = x + self._velocity(x, x.new_full(x.shape[:2], i / self.steps), memory, visible).to(x.dtype) / self.steps
