@@ -31,8 +31,8 @@ TIME_WIDTH = 64
 class FlowHead(Head):
     """The chunk of every step is predicted from the features of the steps up to it.
 
-    Sampling starts from the centre of the noise, 0, so that the same features give the same actions. Any fixed draw instead would
-    pull all actions the same way: one policy solved 12 of 100 navigation worlds so, another 3; from 0 they solved 94 and 86.
+    Sampling starts from the centre of the noise, 0, so that the same features give the same actions. A fixed draw instead pulls
+    all actions the same way: one policy solved 12 of 100 navigation worlds so, another 3; from 0 they solved 94 and 86.
     """
 
     def __init__(
