@@ -119,9 +119,28 @@ class PackedConfig(Settings):
     path: Path | None = PATH
 
 
+class BagConfig(Settings):
+    """Bags of ROS 2, in sqlite3 or mcap: topics are brought to one rate, and cut at gaps and changes of the instruction."""
+
+    type: Literal["bag"] = "bag"
+    path: Path | None = PATH
+    cameras: dict[str, str] | None = Field(
+        None, description="name -> topic of images, the one that gives the beat first; all but depth if null"
+    )
+    cmd_vel: str | None = Field(None, description="topic of the commands (Twist or TwistStamped); the only one, or /cmd_vel")
+    instruction: str | None = Field(None, description="topic of the instructions (String); /instruction if it is there")
+    text: str | None = Field(None, description="instruction of what no message gives one")
+    fps: float = Field(5.0, gt=0, le=1000, description="control steps per second")
+    max_age: float = Field(0.25, gt=0, description="seconds; an older frame or state is none, and the episode ends")
+    command: Literal["hold", "mean"] = Field("hold", description="the command in force, or its mean until the next step")
+    command_gap: float = Field(0.5, gt=0, description="seconds without a command after which it is zero")
+    shortest: float = Field(1.0, ge=0, description="seconds; a shorter episode is left out")
+    mapping: Path | None = Field(None, description="YAML file that says which number of which topic is which action and state")
+
+
 Weight = Annotated[float, Field(gt=0)]
 SingleSourceConfig = Annotated[
-    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig | PackedConfig,
+    MobileH5Config | LeRobotConfig | CalvinConfig | RLDSConfig | PackedConfig | BagConfig,
     Field(discriminator="type"),
 ]
 

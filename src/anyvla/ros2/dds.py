@@ -125,7 +125,7 @@ class DdsTransport:
         return known[1]
 
     def _receive(self, readers: tuple[Any, ...], topic: str, kind: Kind, callback: Callable[[Message], None]) -> None:
-        from cyclonedds.core import ReadCondition, SampleState, ViewState, InstanceState, WaitSet
+        from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState, WaitSet
 
         waitset = WaitSet(self._participant)
         for reader in readers:

@@ -10,8 +10,10 @@ from anyvla.config import parse_config
 from anyvla.data.episode import EpisodeSource
 from anyvla.data.sources.tfds import find_version
 from anyvla.errors import ConfigError, DataError
+from anyvla.ros2.bag import is_bag
 from anyvla.settings import OnBadEpisode
 from anyvla.source_config import (
+    BagConfig,
     CalvinConfig,
     LeRobotConfig,
     MixtureConfig,
@@ -69,6 +71,10 @@ def open_source(
         from anyvla.data.sources.packed import PackedSource
 
         return PackedSource(config.path, spec, on_bad_episode, state)
+    if isinstance(config, BagConfig):
+        from anyvla.data.sources.ros2_bag import BagSource
+
+        return BagSource(config, spec, on_bad_episode, state)
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
     return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
@@ -111,4 +117,6 @@ def detect_format(path: Path) -> str:
         return "rlds"
     if path.suffix in (".h5", ".hdf5") or any(p.suffix in (".h5", ".hdf5") for p in path.rglob("*.h*5")):
         return "mobile_h5"
+    if is_bag(path):
+        return "bag"
     raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
