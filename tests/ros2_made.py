@@ -39,7 +39,7 @@ def write_drive(
     instruction_at: float = 0.5,
     extra: Callable[[BagWriter], None] | None = None,
 ) -> Path:
-    """A bag of one drive: frames stamped when taken, arriving ``delay`` later; commands at 50 Hz; an instruction that is late."""
+    """A bag of one drive: frames arrive ``delay`` after their stamp; commands at 50 Hz; an instruction that is late."""
     events: list[tuple[float, str, str, object, float | None]] = []
     kind, topic = ("compressed_image", "/camera/image_raw/compressed") if compressed else ("image", "/camera/image_raw")
     for i in range(round(seconds * camera_hz)):

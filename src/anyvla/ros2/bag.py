@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,11 @@ from anyvla.ros2.transport import Kind, Message
 Storage = Literal["mcap", "sqlite3"]
 _SUFFIXES = (".mcap", ".db3")
 _NS = 10**9
+# what rosbags lets through, beside its own errors and SQLite's, where bytes are not what they should be
+_UNEXPECTED = (
+    OSError, EOFError, struct.error, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
+    MemoryError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Bag:
         """Name -> topic, in the order of names."""
         return dict(self._topics)
 
-    def topic(self, name: str, kinds: Collection[Kind] = tuple(ROS_TYPES)) -> BagTopic:
+    def topic(self, name: str, kinds: Sequence[Kind] = tuple(ROS_TYPES)) -> BagTopic:
         """The topic, which must be of one of these kinds. Raises ConfigError, naming what the bag has, if it is not."""
         known = {topic.name for topic in self._topics.values() if topic.kind in kinds}
         if name not in self._topics:
@@ -121,9 +126,7 @@ class Bag:
             from rosbags.rosbag2 import Reader, ReaderError
         except ImportError as error:
             raise MissingExtraError("rosbags", "ros2") from error
-        # what rosbags lets through where bytes are not what they should be; its own errors and SQLite's come first
-        broken = (ReaderError, apsw.Error, OSError, EOFError, struct.error, ArithmeticError, LookupError, ValueError)
-        broken = (*broken, TypeError, AttributeError, AssertionError, MemoryError, RuntimeError, *_zstd_errors())
+        broken: tuple[type[Exception], ...] = (ReaderError, apsw.Error, *_UNEXPECTED, *_zstd_errors())
         try:
             with Reader(self.path) as reader:
                 yield reader

@@ -86,13 +86,13 @@ def wire_class(kind: Kind) -> Any:
     """
     described = _struct(ROS_TYPES[kind])
 
-    def __init__(self: Any, raw: bytes) -> None:
+    def begin(self: Any, raw: bytes) -> None:
         self.raw = raw
 
     def serialize(self: Any, buffer: Any = None, endianness: Any = None, use_version_2: Any = None) -> bytes:
         return bytes(self.raw)
 
-    described.__init__ = __init__
+    described.__init__ = begin
     described.serialize = serialize
     described.deserialize = classmethod(lambda cls, data, *_args, **_more: cls(data))
     described.deserialize_key = classmethod(lambda cls, data, *_args, **_more: cls(data))
@@ -118,14 +118,15 @@ def _field(node: Any, value: Any) -> Any:
     from cyclonedds.idl import types
     from rosbags.interfaces import Nodetype
 
+    kinds: Any = types
     if node == Nodetype.BASE:
         base = {"string": str, "bool": bool}
-        return base.get(value[0]) or getattr(types, value[0])
+        return base.get(value[0]) or getattr(kinds, value[0])
     if node == Nodetype.NAME:
         return _struct(value)
     if node == Nodetype.SEQUENCE:
-        return types.sequence[_field(*value[0])]
-    return types.array[_field(*value[0]), value[1]]
+        return kinds.sequence[_field(*value[0])]
+    return kinds.array[_field(*value[0]), value[1]]
 
 
 def quality(kind: Kind, writing: bool, durable: bool) -> Any:

@@ -128,9 +128,7 @@ def _why(
         return "nobody has said an instruction, and none is set (text=...)"
     if stretches:
         longest = max(len(stretch.times) for stretch in stretches) / rules.fps
-        return (
-            f"the longest of {len(stretches)} stretches without a gap has {longest:.1f} s, and shortest is {rules.shortest:g} s"
-        )
+        return f"the longest of {len(stretches)} stretches has {longest:.1f} s, and shortest is {rules.shortest:g} s"
     rates = {**cameras, **{name: times for name, (times, _) in needed.items()}}
     said = ", ".join(f"{name} {_rate(times)}" for name, times in rates.items())
     return f"no moment has all of what it needs, at most {rules.max_age:g} s old (max_age): {said}"

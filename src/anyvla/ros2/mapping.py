@@ -52,7 +52,7 @@ class MappingConfig(Settings):
     """A mapping file."""
 
     actions: Annotated[list[ActionField], Field(min_length=1)]
-    state: list[StateField] = []
+    state: list[StateField] = Field([])
 
 
 @dataclass

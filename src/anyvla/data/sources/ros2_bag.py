@@ -157,7 +157,7 @@ class BagSource:
 
 
 def choose_cameras(bag: Bag, asked: dict[str, str] | None) -> dict[str, str]:
-    """Camera -> topic: those asked for, or all that look like colours; where a camera is there raw and compressed, the latter."""
+    """Camera -> topic: those asked for, or all but depth; where a camera is there raw and compressed, the latter."""
     if asked is not None:
         return {camera: bag.topic(topic, IMAGE_KINDS).name for camera, topic in asked.items()}
     topics = [name for name, topic in bag.topics.items() if topic.kind in IMAGE_KINDS and topic.count]
@@ -242,9 +242,7 @@ def _chosen(mapping: MappingConfig, path: Path, spec: ActionSpec | None, state: 
     actions = {item.name: item for item in mapping.actions}
     for name in spec.names if spec else ():
         if name not in actions:
-            raise ConfigError(
-                f"{path}: no action {name!r} of the action spec {spec and spec.name!r}{did_you_mean(name, actions)}"
-            )
+            raise ConfigError(f"{path}: no action {name!r}, which the action spec has{did_you_mean(name, actions)}")
     states = {item.name: item for item in mapping.state}
     for name in state or ():
         if name not in states:
