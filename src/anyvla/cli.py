@@ -15,6 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import anyvla
+from anyvla.cli_ros2 import ros2_app
 from anyvla.errors import AnyVLAError, ConfigError
 
 
@@ -46,6 +47,7 @@ collect_app = typer.Typer(help="Collect demonstrations of a scripted expert.", n
 inspect_app = typer.Typer(help="Look at data, a recipe, a run, or the settings.", no_args_is_help=True)
 app.add_typer(collect_app, name="collect")
 app.add_typer(inspect_app, name="inspect")
+app.add_typer(ros2_app, name="ros2")
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings as key.path=value", show_default=False)]
 SourceSettings = Annotated[

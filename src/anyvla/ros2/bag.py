@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Lock, Thread, current_thread
 from types import TracebackType
@@ -136,8 +138,7 @@ class Bag:
 
 
 def _zstd_errors() -> tuple[type[Exception], ...]:
-    from backports import zstd
-
+    zstd = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
     return (zstd.ZstdError,)
 
 

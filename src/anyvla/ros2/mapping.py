@@ -31,6 +31,7 @@ class StateField(Settings):
     name: str = Field(min_length=1)
     topic: str
     field: str = Field(description="linear.x, position.JOINT, velocity.JOINT, position.x, orientation.yaw, data.0 and so on")
+    message: Kind | None = Field(None, description="kind of the topic, to record it; follows from the field if null")
 
 
 class ActionField(StateField):
@@ -93,7 +94,7 @@ def read_mapping(path: Path) -> MappingConfig:
     return mapping
 
 
-def twist_mapping(topic: str, spec: ActionSpec | None) -> MappingConfig:
+def twist_mapping(topic: str, spec: ActionSpec | None, stamped: bool = False) -> MappingConfig:
     """The dimensions of ``spec`` (nav3 if None), each from the number of the twist that it is named after."""
     fields = {name.replace(".", "_"): name for name in TWIST_FIELDS}
     chosen = spec or NAV3
@@ -103,7 +104,17 @@ def twist_mapping(topic: str, spec: ActionSpec | None) -> MappingConfig:
                 f"{topic}: a twist has no action dimension {dim.name!r}{did_you_mean(dim.name, fields)} (action spec "
                 f"{chosen.name!r}; a mapping file names other topics)"
             )
-    return MappingConfig(actions=[ActionField(name=dim.name, topic=topic, field=fields[dim.name]) for dim in chosen.dims])
+    kind: Kind = "twist_stamped" if stamped else "twist"
+    items = [ActionField(name=dim.name, topic=topic, field=fields[dim.name], message=kind) for dim in chosen.dims]
+    return MappingConfig(actions=items)
+
+
+def declared_spec(mapping: MappingConfig, where: Path) -> ActionSpec:
+    """The spec of the mapping's dimensions before there are data. Raises ConfigError where a limit is open."""
+    for item in mapping.actions:
+        if item.kind == "continuous" and (item.low is None or item.high is None):
+            raise ConfigError(f"{where}: the action {item.name} needs low and high, to be recorded")
+    return own_spec(mapping, [])
 
 
 def own_spec(mapping: MappingConfig, actions: Sequence[np.ndarray]) -> ActionSpec:
@@ -140,6 +151,17 @@ def series(track: Track, times: np.ndarray, item: StateField, where: str) -> Ser
     if not np.isfinite(values).all():
         raise DataError(f"{where}: {item.topic}: {item.field} is not finite")
     return Series(moments[order], values[order])
+
+
+def live_kind(item: StateField) -> Kind:
+    """The kind of an item's topic where no bag can tell: as the file says, or else the one that has such a field."""
+    if item.message is not None:
+        return item.message
+    if item.field in TWIST_FIELDS:
+        return "twist"
+    if item.field in (*_POSE_FIELDS, *_EULER):
+        return "pose_stamped"
+    return "float64_array" if item.field.startswith("data.") else "joint_state"
 
 
 def _getter(kind: Kind, item: StateField, where: str) -> Callable[[Any], Any]:
