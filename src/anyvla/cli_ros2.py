@@ -47,7 +47,7 @@ def record_command(
     from anyvla.ros2.episodes import Rules
     from anyvla.ros2.mapping import declared_spec, read_mapping, twist_mapping
     from anyvla.ros2.opening import open_transport
-    from anyvla.ros2.record import Recorder, open_writer, record
+    from anyvla.ros2.record import Recorder, keep_settings, open_writer, record
 
     fields = twist_mapping(cmd_vel, NAV3, stamped) if mapping is None else read_mapping(mapping)
     spec = NAV3 if mapping is None else declared_spec(fields, mapping)
@@ -58,6 +58,7 @@ def record_command(
     line = open_transport(transport, domain, loopback)
     try:
         with open_writer(out, to, spec, fps, video) as writer:
+            keep_settings(out, cameras, fields, rules)
             recorder = Recorder(line, writer, cameras, fields, rules, instruction=instruction, control=control_topic, text=text)
             Thread(target=_read_keys, args=(recorder.commands.put,), name="keys", daemon=True).start()
             print("s, x or d and Enter: start, stop, discard; q: end")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -15,7 +16,8 @@ import numpy as np
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import EpisodeWriter
-from anyvla.errors import DataError
+from anyvla.data.writers.files import replacing
+from anyvla.errors import ConfigError, DataError
 from anyvla.ros2.episodes import Part, Recording, Rules, episodes_of
 from anyvla.ros2.mapping import MappingConfig, Track, live_kind
 from anyvla.ros2.spool import NOT_KEPT, FrameSpool
@@ -36,6 +38,7 @@ COMMANDS: Mapping[str, Command] = {
 _HEALTH = 60  # messages from which a rate is measured
 _SILENT = 1.0  # seconds without a message after which a topic counts as silent
 SPOOL = ".recording"
+SETTINGS = "recording.json"
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class Recorder:
             recording.topics = {topic: Track(kind) for topic, kind in self._kinds.items()}
             for topic, message in self._last.items():
                 _append(recording.topics[topic], message)
-            recording.said = [self._said] if self._said else []
+            first = self._said or (self._text and (self._began, self._text))
+            recording.said = [first] if first else []
             self._open = recording
 
     def stop(self) -> list[str]:
@@ -176,7 +180,7 @@ class Recorder:
             for spool in self._spools.values():
                 spool.finish()
             where = f"the recording of {time.strftime('%H:%M:%S', time.localtime(self._began))}"
-            parts = episodes_of(recording, self._mapping, self._rules, where, self._text, self._began)
+            parts = episodes_of(recording, self._mapping, self._rules, where, anchor=self._began)
             name = time.strftime("%Y%m%d-%H%M%S", time.localtime(self._began)) + f"-{1000 * (self._began % 1):03.0f}"
             names = []
             for number, part in enumerate(parts):
@@ -305,6 +309,24 @@ def record(recorder: Recorder, say: Callable[[str], None], period: float = 1.0) 
         if COMMANDS.get(said.strip().lower()) == "quit":
             return
         say(recorder.obey(said))
+
+
+def keep_settings(out: Path, cameras: Mapping[str, str], mapping: MappingConfig, rules: Rules) -> None:
+    """Write down in the folder how its episodes come to be. Raises ConfigError if it holds some that came otherwise."""
+    settings = {"cameras": dict(cameras), "mapping": mapping.model_dump(mode="json"), "rules": asdict(rules)}
+    path = out / SETTINGS
+    try:
+        known = json.loads(path.read_text()) if path.exists() else settings
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    for key, value in settings.items():
+        if not isinstance(known, dict) or known.get(key) != value:
+            raise ConfigError(f"{path}: the episodes here were recorded with other {key}; choose another folder")
+    try:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(settings, indent=1))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
 
 
 def open_writer(out: Path, to: Literal["mobile_h5", "lerobot"], spec: ActionSpec, fps: float, video: bool) -> EpisodeWriter:

@@ -1,4 +1,4 @@
-"""Frames of a recording under way: those that a tick may need, raw in a file, so that a long episode does not fill the memory."""
+"""Frames of a recording under way: those that a tick may need, raw in a file, so that they do not fill the memory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class FrameSpool:
         self.path.unlink(missing_ok=True)
 
     def _keep(self, message: Message) -> None:
-        data = memoryview(np.ascontiguousarray(message.data)).cast("B")
+        data = memoryview(message.data.tobytes())
         try:
             while data:
                 data = data[os.write(self._file.fileno(), data) :]

@@ -13,12 +13,12 @@ SIZE = (24, 32)
 
 
 def frame_at(seconds: float) -> np.ndarray:
-    """(24, 32, 3) uint8: grey, 10 brighter every second, so that its time can be read from it; JPEG keeps it."""
-    return np.full((*SIZE, 3), round(10 * seconds) % 256, np.uint8)
+    """(24, 32, 3) uint8: grey, 20 brighter every second, so that its time can be read from it; JPEG keeps it."""
+    return np.full((*SIZE, 3), round(20 * seconds) % 256, np.uint8)
 
 
 def seconds_in(frame: np.ndarray) -> float:
-    return float(frame.mean()) / 10
+    return float(frame.mean()) / 20
 
 
 def command_at(seconds: float) -> np.ndarray:
