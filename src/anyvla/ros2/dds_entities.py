@@ -8,10 +8,12 @@ from typing import Any
 
 from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.ros2.cdr import typestore
-from anyvla.ros2.messages import IMAGE_KINDS, ROS_TYPES
+from anyvla.ros2.messages import ROS_TYPES
 from anyvla.ros2.transport import Kind
 
 MAX_DOMAIN = 232
+# messages that wait for a callback that is slow: raw frames are large, and old ones of little use; compressed ones are not lost
+_DEPTH: dict[Kind, int] = {"image": 10, "compressed_image": 60, "joint_state": 60}
 # raw frames come in thousands of packets: with the default sizes half of them are lost
 _SETTINGS = (
     '<CycloneDDS><Domain id="any"><General>{interfaces}<MaxMessageSize>65500B</MaxMessageSize>'
@@ -84,7 +86,7 @@ def wire_class(kind: Kind) -> Any:
 
     CycloneDDS's own encoding needs 130 ms for a frame of 720p, so it is only told what the fields are.
     """
-    described = _struct(ROS_TYPES[kind])
+    described = _described(ROS_TYPES[kind])
 
     def begin(self: Any, raw: bytes) -> None:
         self.raw = raw
@@ -99,19 +101,18 @@ def wire_class(kind: Kind) -> Any:
     return described
 
 
-@cache
-def _struct(ros_type: str) -> Any:
-    """The type's fields in CycloneDDS's terms, taken from rosbags' definitions."""
+def _described(ros_type: str) -> Any:
+    """A new class with the type's fields in CycloneDDS's terms, taken from rosbags' definitions."""
     from cyclonedds import idl
     from cyclonedds.idl import annotations
 
     _, fields = typestore().fielddefs[ros_type]
+    members = {field: _field(*node) for field, node in fields}
     name = ros_type.rpartition("/")[2] + "_"
-    made = idl.make_idl_struct(
-        name, wire_type(ros_type).replace("::", "."), {field: _field(*node) for field, node in fields}, dataclassify=False
-    )
-    annotations.final(made)
-    return made
+    return annotations.final(idl.make_idl_struct(name, wire_type(ros_type).replace("::", "."), members))
+
+
+_nested = cache(_described)  # one class of each, as types in one topic must not be two of the same name
 
 
 def _field(node: Any, value: Any) -> Any:
@@ -123,7 +124,7 @@ def _field(node: Any, value: Any) -> Any:
         base = {"string": str, "bool": bool}
         return base.get(value[0]) or getattr(kinds, value[0])
     if node == Nodetype.NAME:
-        return _struct(value)
+        return _nested(value)
     if node == Nodetype.SEQUENCE:
         return kinds.sequence[_field(*value[0])]
     return kinds.array[_field(*value[0]), value[1]]
@@ -143,7 +144,7 @@ def quality(kind: Kind, writing: bool, durable: bool) -> Any:
     return Qos(
         Policy.Reliability.Reliable(duration(milliseconds=100)) if reliable else Policy.Reliability.BestEffort,
         Policy.Durability.TransientLocal if durable else Policy.Durability.Volatile,
-        Policy.History.KeepLast(1 if durable else 10 if kind not in IMAGE_KINDS else 5),
+        Policy.History.KeepLast(1 if durable else _DEPTH.get(kind, 10)),
         Policy.DataRepresentation(use_cdrv0_representation=True),
         Policy.Userdata(f"typehash={hash_of};".encode()),
     )
