@@ -1,0 +1,1 @@
+"""Starts AnyVLA from ROS 2 launch files."""

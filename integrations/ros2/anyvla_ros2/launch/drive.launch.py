@@ -1,0 +1,23 @@
+"""ros2 launch anyvla_ros2 drive.launch.py server:=ws://localhost:8000 camera:=/camera/image_raw/compressed"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+# name, default, what it is; each becomes an option of `anyvla ros2 run`
+ARGUMENTS = [
+    ("server", "ws://localhost:8000", "policy server"),
+    ("camera", "/camera/image_raw/compressed", "topic of the images"),
+    ("cmd_vel", "/cmd_vel", "topic of the commands"),
+    ("instruction_topic", "/instruction", "topic of the sentences"),
+    ("transport", "rclpy", "rclpy, or dds where anyvla runs in another Python than that of ROS"),
+]
+
+
+def generate_launch_description():
+    options = []
+    for name, _, _ in ARGUMENTS:
+        options += ["--" + name.replace("_", "-"), LaunchConfiguration(name)]
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in ARGUMENTS]
+    return LaunchDescription([*declared, Node(package="anyvla_ros2", executable="drive", arguments=options, output="screen")])

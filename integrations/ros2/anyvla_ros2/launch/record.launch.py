@@ -1,0 +1,26 @@
+"""ros2 launch anyvla_ros2 record.launch.py out:=/data/drives; start, stop and discard by messages on /anyvla/record"""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+# name, default, what it is; each becomes an option of `anyvla ros2 record`
+ARGUMENTS = [
+    ("out", "episodes", "folder of the episodes"),
+    ("to", "mobile_h5", "mobile_h5 or lerobot"),
+    ("camera", "/camera/image_raw/compressed", "topic of the images"),
+    ("cmd_vel", "/cmd_vel", "topic of the commands"),
+    ("instruction", "/instruction", "topic of the sentences"),
+    ("control_topic", "/anyvla/record", "topic of start, stop and discard"),
+    ("fps", "5.0", "control steps per second"),
+    ("transport", "rclpy", "rclpy, or dds where anyvla runs in another Python than that of ROS"),
+]
+
+
+def generate_launch_description():
+    options = []
+    for name, _, _ in ARGUMENTS:
+        options += ["--" + name.replace("_", "-"), LaunchConfiguration(name)]
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in ARGUMENTS]
+    return LaunchDescription([*declared, Node(package="anyvla_ros2", executable="record", arguments=options, output="screen")])
