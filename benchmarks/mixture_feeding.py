@@ -2,10 +2,10 @@
 
     python benchmarks/mixture_feeding.py
 
-Two sources of unequal size (frames of 360 x 640 compressed in HDF5, a window of 8 each): one is drawn three times as often as
-the other. Each process takes batches of 8 windows as training does (its rank of the sampler, two loader processes), waits
---compute milliseconds where the model would compute, and meets the other process, as an exchange of gradients does. "cache" reads
-the frame store, "direct" decodes the frames of every window anew.
+Two sources of unequal size (frames of 360 x 640 compressed in HDF5, a window of 8 each): one is drawn three times as often
+as the other. Each process takes batches of 8 windows as training does (its rank of the sampler, two loader processes),
+waits --compute milliseconds where the model would compute, and meets the other process, as an exchange of gradients does.
+"cache" reads the frame store, "direct" decodes the frames of every window anew.
 """
 
 from __future__ import annotations

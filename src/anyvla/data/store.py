@@ -11,7 +11,6 @@ only, and making it again goes on from there. An episode whose fingerprint has c
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,9 +19,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from multiprocessing import current_process, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ import numpy as np
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.images import resize_frames
 from anyvla.errors import DataError
-from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process
+from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process, locked
 from anyvla.progress import progress_bar
 from anyvla.settings import Fit, OnBadEpisode
 
@@ -112,7 +111,7 @@ def open_store(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "about.json").write_text(json.dumps(identity, indent=1))
-        with _locked(folder / "lock"):
+        with locked(folder / "lock"):
             entries = _read_index(folder, cameras, size)
             missing = [
                 episode
@@ -152,17 +151,6 @@ def free_room(cache: Path | None) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process builds the same store."""
-    with path.open("w") as file:
-        if getattr(current_process(), "_inheriting", False):
-            # a decoding process that imports an unguarded script would run it, and wait here for its own parent
-            raise RuntimeError("put what your script does under  if __name__ == '__main__':  (see multiprocessing, spawn)")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read_index(folder: Path, cameras: Sequence[str], size: tuple[int, int]) -> dict[str, _Entry]:

@@ -13,7 +13,6 @@ About 28 + 4 S + 8 bytes a camera for each step: a million steps take some 80 MB
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ from anyvla.data.sources.rlds_steps import Plan, read_steps
 from anyvla.data.sources.tfds import Shard
 from anyvla.data.sources.tfrecord import read_records
 from anyvla.errors import DataError
-from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process
+from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process, locked
 from anyvla.progress import progress_bar
 
 _VERSION = 1  # of the layout of the index and of what is computed for it; a change makes old ones unused
@@ -88,8 +87,7 @@ def open_index(folder: Path, shards: Sequence[Shard], plan: Plan, checksum: bool
     stamps = [_stamp(shard) for shard in shards]
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with (place / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making the same one
+        with locked(place / "lock"):  # another process may be making the same one
             index = _read(place, stamps)
             if index is None:
                 (place / "index.json").unlink(missing_ok=True)
