@@ -195,6 +195,13 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     lerobot = write_v3(tmp_path / "lerobot", [make_episode(0)])
     open_source(source_at(lerobot), cache=tmp_path / "cache")
     open_source(source_at(make_packed(tmp_path / "packed")))
+    from anyvla.ros2.mapping import live_kind, read_mapping
+    from tests.ros2.made import MAPPING, write_arm
+
+    (tmp_path / "map.yaml").write_text(MAPPING)
+    open_source(source_at(write_arm(tmp_path / "arm"), [f"mapping={tmp_path / 'map.yaml'}"]))
+    live_kind(read_mapping(tmp_path / "map.yaml").state[0])
+    open_source(source_at(tmp_path / "arm"))
 
     every = {(cls.__name__, field) for cls in Settings.__subclasses__() for field in cls.model_fields}
     tags = {(cls.__name__, "type") for cls in Settings.__subclasses__()}

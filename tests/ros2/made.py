@@ -54,3 +54,33 @@ def write_drive(
         if extra is not None:
             extra(writer)
     return path
+
+
+MAPPING = """
+actions:
+  - {name: j1, topic: /joint_commands, field: position.j1, unit: rad, low: -3, high: 3}
+  - {name: lift, topic: /target, field: position.z, mode: delta}
+  - {name: turn, topic: /target, field: orientation.yaw, mode: delta}
+  - {name: push, topic: /servo, field: linear.x}
+  - {name: gripper, topic: /gripper, field: data.0, kind: binary, threshold: 0.5}
+state:
+  - {name: j1, topic: /joint_states, field: position.j1}
+  - {name: yaw, topic: /target, field: orientation.yaw}
+"""
+
+
+def write_arm(path: Path) -> Path:
+    """Joints that turn by 0.5 rad/s, a target that rises by 0.1 m/s and turns by 1 rad/s, a gripper that opens after 2 s."""
+
+    def more(writer: BagWriter) -> None:
+        for i in range(120):
+            t, when = i / 30, 1000 + i / 30
+            writer.write("/joint_states", "joint_state", {"j0": (9, 0, 0), "j1": (0.5 * t, 0.5, 0)}, when, when)
+            writer.write("/joint_states", "joint_state", {"finger": (0.01, 0, 0)}, when + 0.001, when + 0.001)
+            writer.write("/joint_commands", "joint_state", {"j1": (0.5 * t + 0.05, 0.5, 0)}, when, when)
+            pose = [0, 0, 0.1 * t, 0, 0, np.sin(t / 2), np.cos(t / 2)]
+            writer.write("/target", "pose_stamped", pose, when, when)
+            writer.write("/gripper", "float64_array", [float(t > 2), 7.0], when)
+        writer.write("/servo", "twist", [0.3, 0, 0, 0, 0, 0], 1001.0)
+
+    return write_drive(path, extra=more)

@@ -14,7 +14,7 @@ from anyvla.data.sources.opening import detect_format, open_source, source_at
 from anyvla.data.sources.ros2_bag import BagSource
 from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.ros2.bag import BagWriter, Storage
-from tests.ros2.made import command_at, frame_at, seconds_in, write_drive
+from tests.ros2.made import MAPPING, command_at, frame_at, seconds_in, write_arm, write_drive
 
 
 def opened(path: Path, *settings: str, **more: object) -> BagSource:
@@ -96,36 +96,6 @@ def test_settings_choose(tmp_path: Path) -> None:
     assert opened(path, "cameras.hand=/wrist/image_raw", "text=Go.").cameras == ("hand",)
 
 
-MAPPING = """
-actions:
-  - {name: j1, topic: /joint_commands, field: position.j1, unit: rad, low: -3, high: 3}
-  - {name: lift, topic: /target, field: position.z, mode: delta}
-  - {name: turn, topic: /target, field: orientation.yaw, mode: delta}
-  - {name: push, topic: /servo, field: linear.x}
-  - {name: gripper, topic: /gripper, field: data.0, kind: binary, threshold: 0.5}
-state:
-  - {name: j1, topic: /joint_states, field: position.j1}
-  - {name: yaw, topic: /target, field: orientation.yaw}
-"""
-
-
-def write_arm(path: Path) -> Path:
-    """Joints that turn by 0.5 rad/s, a target that rises by 0.1 m/s and turns by 1 rad/s, a gripper that opens after 2 s."""
-
-    def more(writer: BagWriter) -> None:
-        for i in range(120):
-            t, when = i / 30, 1000 + i / 30
-            writer.write("/joint_states", "joint_state", {"j0": (9, 0, 0), "j1": (0.5 * t, 0.5, 0)}, when, when)
-            writer.write("/joint_states", "joint_state", {"finger": (0.01, 0, 0)}, when + 0.001, when + 0.001)
-            writer.write("/joint_commands", "joint_state", {"j1": (0.5 * t + 0.05, 0.5, 0)}, when, when)
-            pose = [0, 0, 0.1 * t, 0, 0, np.sin(t / 2), np.cos(t / 2)]
-            writer.write("/target", "pose_stamped", pose, when, when)
-            writer.write("/gripper", "float64_array", [float(t > 2), 7.0], when)
-        writer.write("/servo", "twist", [0.3, 0, 0, 0, 0, 0], 1001.0)
-
-    return write_drive(path, extra=more)
-
-
 def test_an_arm_by_a_mapping_file(tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text(MAPPING)
     path = write_arm(tmp_path / "arm")
@@ -148,6 +118,43 @@ def test_an_arm_by_a_mapping_file(tmp_path: Path) -> None:
     chosen = opened(path, f"mapping={tmp_path / 'map.yaml'}", spec=part, state=["yaw"]).episode(0)
     assert np.array_equal(chosen.actions, episode.actions[:, [3, 0]])
     assert chosen.state_names == ("yaw",)
+
+
+def test_jpeg_files_are_copied_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    from anyvla.data.convert import convert
+    from anyvla.ros2.images import decode_compressed
+
+    source = opened(write_drive(tmp_path / "drive"))
+    files = source.episode(0).read_jpeg(3, 5, "front")
+    assert files is not None
+    frames = source.episode(0).read(3, 5, ["front"])["front"]
+    assert np.array_equal([decode_compressed(file, "jpeg") for file in files], frames)
+    assert opened(write_drive(tmp_path / "raw", compressed=False)).episode(0).read_jpeg(0, 1, "front") is None
+    convert(source, tmp_path / "packed", "packed", encoding="jpeg", workers=1)
+    stored = open_source(source_at(tmp_path / "packed")).episode(0)
+    assert np.array_equal(stored.read(3, 5, ["front"])["front"], frames)
+
+
+def test_from_a_bag_to_a_policy(tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from typer.testing import CliRunner
+
+    from anyvla.cli import app
+
+    for i in range(3):
+        write_drive(tmp_path / "bags" / str(i), 3.0, start=1000.0 * (i + 1))
+    runner = CliRunner()
+    arguments = ["convert", str(tmp_path / "bags"), str(tmp_path / "h5"), "fps=2.5", "--to", "mobile_h5", "--workers", "1"]
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "3 episodes written" in done.output
+    looked = runner.invoke(app, ["inspect", "data", str(tmp_path / "bags"), "--out", str(tmp_path / "look")])
+    assert looked.exit_code == 0, looked.output
+    missing = runner.invoke(app, ["convert", str(tmp_path / "bags"), str(tmp_path / "no"), "cmd_vel=/cmd_val"])
+    assert missing.exit_code == 1
+    source = f"data.source={{type: bag, path: {tmp_path / 'bags'}}}"
+    trained = runner.invoke(app, ["train", "nav-tiny", *tiny_overrides, source, "training.steps=2", "training.warmup=1"])
+    assert trained.exit_code == 0, trained.output
 
 
 def test_converted_it_is_the_same_episode(tmp_path: Path) -> None:

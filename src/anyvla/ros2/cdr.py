@@ -33,13 +33,25 @@ def serialize(kind: Kind, data: Any, stamp: float) -> bytes:
     return bytes(store.serialize_cdr(message, ROS_TYPES[kind]))
 
 
+def compressed_file(raw: bytes) -> bytes:
+    """The JPEG or PNG file in a CompressedImage, as it is. Raises DataError where the bytes are none."""
+    return bytes(_decoded("compressed_image", raw).data)
+
+
 def deserialize(kind: Kind, raw: bytes) -> tuple[Any, float | None]:
     """CDR -> ``Message.data`` and the header's stamp in seconds; raises DataError where the bytes are none of this kind."""
+    message = _decoded(kind, raw)
+    try:
+        return content(kind, message), stamp_of(kind, message)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"a message of the type {ROS_TYPES[kind]} contradicts itself ({error})") from error
+
+
+def _decoded(kind: Kind, raw: bytes) -> Any:
     from rosbags.serde import SerdeError
 
     try:
-        message = typestore().deserialize_cdr(raw, ROS_TYPES[kind])
-        return content(kind, message), stamp_of(kind, message)
+        return typestore().deserialize_cdr(raw, ROS_TYPES[kind])
     except (SerdeError, struct.error, ValueError, IndexError, KeyError, AssertionError, OverflowError, MemoryError) as error:
         raise DataError(f"{len(raw)} bytes are no message of the type {ROS_TYPES[kind]} ({error})") from error
 

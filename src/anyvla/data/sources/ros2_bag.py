@@ -18,8 +18,8 @@ from anyvla.actions.spec import ActionSpec
 from anyvla.data.episode import Problem
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
-from anyvla.ros2.bag import Bag, find_bags
-from anyvla.ros2.cdr import deserialize, peek_stamp
+from anyvla.ros2.bag import Bag, Record, find_bags
+from anyvla.ros2.cdr import compressed_file, deserialize, peek_stamp
 from anyvla.ros2.episodes import Part, Recording, Rules, episodes_of
 from anyvla.ros2.images import camera_name
 from anyvla.ros2.mapping import NUMBER_KINDS, MappingConfig, Track, own_spec, read_mapping, twist_mapping
@@ -30,6 +30,7 @@ from anyvla.source_config import BagConfig
 _RANGE_TOLERANCE = 1e-3
 _INSTRUCTION = "/instruction"
 _CMD_VEL = "/cmd_vel"
+_JPEG = b"\xff\xd8"
 
 
 @dataclass(frozen=True)
@@ -67,27 +68,41 @@ class BagEpisode:
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         found = {}
         for camera in cameras:
-            frames = self.frames[camera]
-            images: dict[tuple[int, int], np.ndarray] = {}
-            wanted = list(zip(frames.received[start:stop].tolist(), frames.number[start:stop].tolist(), strict=True))
-            counts: dict[int, int] = defaultdict(int)
-            first, last = min(wanted)[0], max(wanted)[0]
-            for record in Bag(self.path).records([frames.topic], first, last + 1):
-                key = record.received, counts[record.received]
-                counts[record.received] += 1
-                if key in wanted and key not in images:
-                    try:
-                        images[key], _ = deserialize(record.kind, record.raw)
-                    except DataError as error:
-                        raise DataError(f"{self._where(camera)}: {error}") from error
-            missing = [key for key in wanted if key not in images]
-            if missing:
-                raise DataError(f"{self._where(camera)}: {len(missing)} frames of {start}-{stop} are gone")
-            sizes = {image.shape for image in images.values()}
+            images = []
+            for record in self._records(start, stop, camera):
+                try:
+                    images.append(deserialize(record.kind, record.raw)[0])
+                except DataError as error:
+                    raise DataError(f"{self._where(camera)}: {error}") from error
+            sizes = {image.shape for image in images}
             if len(sizes) > 1:
                 raise DataError(f"{self._where(camera)}: frames of different sizes, {' and '.join(map(str, sorted(sizes)))}")
-            found[camera] = np.stack([images[key] for key in wanted])
+            found[camera] = np.stack(images)
         return found
+
+    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
+        """The JPEG files that the camera has sent; None if it sent other images."""
+        records = self._records(start, stop, camera)
+        if records[0].kind != "compressed_image":
+            return None
+        files = [compressed_file(record.raw) for record in records]
+        return files if all(file.startswith(_JPEG) for file in files) else None
+
+    def _records(self, start: int, stop: int, camera: str) -> list[Record]:
+        """The messages of these frames."""
+        frames = self.frames[camera]
+        found: dict[tuple[int, int], Record] = {}
+        wanted = list(zip(frames.received[start:stop].tolist(), frames.number[start:stop].tolist(), strict=True))
+        counts: dict[int, int] = defaultdict(int)
+        for record in Bag(self.path).records([frames.topic], min(wanted)[0], max(wanted)[0] + 1):
+            key = record.received, counts[record.received]
+            counts[record.received] += 1
+            if key in wanted:
+                found[key] = record
+        missing = sum(key not in found for key in wanted)
+        if missing:
+            raise DataError(f"{self._where(camera)}: {missing} frames of {start}-{stop} are gone")
+        return [found[key] for key in wanted]
 
     def _where(self, camera: str) -> str:
         return f"{self.path}: episode {self.name}, camera {camera} ({self.frames[camera].topic})"
