@@ -8,9 +8,11 @@ import pytest
 
 pytest.importorskip("rosbags")
 
-from anyvla.errors import ConfigError, DataError
+from anyvla.data.sources.ros2_bag import BagSource
+from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.ros2.bag import Bag, BagTransport, BagWriter, Storage, find_bags
 from anyvla.ros2.transport import Message
+from anyvla.source_config import BagConfig
 from tests.ros2.made import command_at, seconds_in, write_drive
 
 STORAGES: list[Storage] = ["mcap", "sqlite3"]
@@ -103,7 +105,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         find_bags(tmp_path / "empty")
 
 
-def fuzz(path: Path, storage: Storage, count: int, seed: int) -> int:
+def fuzz(path: Path, storage: Storage, count: int, seed: int, as_source: bool = False) -> int:
     """Read ``count`` mutations of a bag; returns how many were refused. Only our own errors may come."""
     file = next(f for f in write_drive(path / "bag", 1.0, storage=storage).iterdir() if f.suffix != ".yaml")
     whole, meta = file.read_bytes(), (file.parent / "metadata.yaml").read_bytes()
@@ -125,6 +127,12 @@ def fuzz(path: Path, storage: Storage, count: int, seed: int) -> int:
                 record.message()
         except DataError:
             refused += 1
+        if as_source:
+            try:
+                episode = BagSource(BagConfig(path=file.parent if i % 2 else file, shortest=0.2)).episode(0)
+                episode.read(0, episode.length, episode.cameras)
+            except AnyVLAError:
+                refused += 1
     return refused
 
 
@@ -136,4 +144,4 @@ def test_damaged_bags_are_our_errors(tmp_path: Path, storage: Storage) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_thousand_damaged_bags_are_our_errors(tmp_path: Path, storage: Storage) -> None:
-    assert fuzz(tmp_path, storage, 600, seed=1) > 100
+    assert fuzz(tmp_path, storage, 600, seed=1, as_source=True) > 100

@@ -103,7 +103,8 @@ def episodes_of(
         ]
         states = [state_values(item, found[item], stretch.times) for item in mapping.state]
         frames = {camera: order[camera][stretch.frames[camera]] for camera in times}
-        actions = np.stack(columns, axis=1).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused as such
+            actions = np.stack(columns, axis=1).astype(np.float32)
         state = np.stack(states, axis=1).astype(np.float32) if states else np.zeros((len(actions), 0), np.float32)
         parts.append(Part(stretch.times, frames, stretch.instruction or str(text), actions, state))
     return parts
