@@ -58,7 +58,7 @@ def record_command(
     line = open_transport(transport, domain, loopback)
     try:
         with open_writer(out, to, spec, fps, video) as writer:
-            keep_settings(out, cameras, fields, rules)
+            keep_settings(writer, cameras, fields, rules)
             recorder = Recorder(line, writer, cameras, fields, rules, instruction=instruction, control=control_topic, text=text)
             Thread(target=_read_keys, args=(recorder.commands.put,), name="keys", daemon=True).start()
             print("s, x or d and Enter: start, stop, discard; q: end")

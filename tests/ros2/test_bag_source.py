@@ -136,7 +136,7 @@ def test_jpeg_files_are_copied_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(stored.read(3, 5, ["front"])["front"], frames)
 
 
-def test_from_a_bag_to_a_policy(tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bags_on_the_command_line(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     from anyvla.cli import app
@@ -152,9 +152,21 @@ def test_from_a_bag_to_a_policy(tmp_path: Path, tiny_overrides: list[str], capsy
     assert looked.exit_code == 0, looked.output
     missing = runner.invoke(app, ["convert", str(tmp_path / "bags"), str(tmp_path / "no"), "cmd_vel=/cmd_val"])
     assert missing.exit_code == 1
+
+
+@pytest.mark.slow
+def test_from_bags_to_a_policy(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    from anyvla.config import load_config
+    from anyvla.policies.policy import Policy
+    from anyvla.training.loop import train
+
+    for i in range(3):
+        write_drive(tmp_path / "bags" / str(i), 3.0, start=1000.0 * (i + 1))
     source = f"data.source={{type: bag, path: {tmp_path / 'bags'}}}"
-    trained = runner.invoke(app, ["train", "nav-tiny", *tiny_overrides, source, "training.steps=2", "training.warmup=1"])
-    assert trained.exit_code == 0, trained.output
+    run = train(load_config("nav-tiny", [*tiny_overrides, source, "training.steps=2", "training.warmup=1"]))
+    policy = Policy.load(run)
+    policy.reset("Go to the ball.")
+    assert np.isfinite(policy.act({"front": frame_at(0)})).all()
 
 
 def test_converted_it_is_the_same_episode(tmp_path: Path) -> None:

@@ -232,16 +232,20 @@ def test_most_frames_of_a_fast_camera_are_not_kept(tmp_path: Path) -> None:
 
 def test_a_folder_keeps_to_its_settings(tmp_path: Path) -> None:
     fields = twist_mapping("/cmd_vel", NAV3)
-    for _ in range(2):
-        keep_settings(tmp_path, {"front": TOPIC}, fields, Rules())
+    holds: list[int] = []
+    writer = type("Writer", (), {"path": tmp_path, "__len__": lambda self: len(holds)})()
+    keep_settings(writer, {"front": TOPIC}, fields, Rules(fps=7.0))  # without an episode, nothing is settled
+    keep_settings(writer, {"front": TOPIC}, fields, Rules())
+    holds.append(1)
+    keep_settings(writer, {"front": TOPIC}, fields, Rules())
     stored = json.loads((tmp_path / "recording.json").read_text())
     assert stored["rules"]["command"] == "hold"
     assert stored["mapping"]["actions"][0]["topic"] == "/cmd_vel"
     with pytest.raises(ConfigError, match="recorded with other rules; choose another folder"):
-        keep_settings(tmp_path, {"front": TOPIC}, fields, Rules(fps=10.0))
+        keep_settings(writer, {"front": TOPIC}, fields, Rules(fps=10.0))
     (tmp_path / "recording.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
-        keep_settings(tmp_path, {"front": TOPIC}, fields, Rules())
+        keep_settings(writer, {"front": TOPIC}, fields, Rules())
 
 
 def test_every_command_has_a_key() -> None:

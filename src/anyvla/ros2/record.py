@@ -311,12 +311,12 @@ def record(recorder: Recorder, say: Callable[[str], None], period: float = 1.0) 
         say(recorder.obey(said))
 
 
-def keep_settings(out: Path, cameras: Mapping[str, str], mapping: MappingConfig, rules: Rules) -> None:
+def keep_settings(writer: EpisodeWriter, cameras: Mapping[str, str], mapping: MappingConfig, rules: Rules) -> None:
     """Write down in the folder how its episodes come to be. Raises ConfigError if it holds some that came otherwise."""
     settings = {"cameras": dict(cameras), "mapping": mapping.model_dump(mode="json"), "rules": asdict(rules)}
-    path = out / SETTINGS
+    path = writer.path / SETTINGS
     try:
-        known = json.loads(path.read_text()) if path.exists() else settings
+        known = json.loads(path.read_text()) if path.exists() and len(writer) else settings
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     for key, value in settings.items():
