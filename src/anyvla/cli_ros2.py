@@ -26,8 +26,8 @@ def record_command(
     cmd_vel: Annotated[str, typer.Option(help="topic of the commands of who teleoperates")] = "/cmd_vel",
     stamped: Annotated[bool, typer.Option("--stamped", help="the commands are TwistStamped, not Twist")] = False,
     mapping: Annotated[Path | None, typer.Option(help="YAML file of actions and state, instead of --cmd-vel")] = None,
-    instruction: Annotated[str | None, typer.Option(help="topic of the sentences (String)")] = None,
-    text: Annotated[str | None, typer.Option(help="instruction until a message gives another")] = None,
+    instruction: Annotated[str | None, typer.Option(help="sentence that holds until a message gives another")] = None,
+    instruction_topic: Annotated[str | None, typer.Option(help="topic of the sentences (String)")] = None,
     control_topic: Annotated[str | None, typer.Option(help="topic of start, stop and discard (String)")] = "/anyvla/record",
     to: Annotated[Literal["mobile_h5", "lerobot"], typer.Option(help="format to write")] = "mobile_h5",
     video: Annotated[bool, typer.Option("--video", help="lerobot: videos, small and lossy, instead of images")] = False,
@@ -52,14 +52,16 @@ def record_command(
     fields = twist_mapping(cmd_vel, NAV3, stamped) if mapping is None else read_mapping(mapping)
     spec = NAV3 if mapping is None else declared_spec(fields, mapping)
     cameras = _cameras(camera)
-    if instruction is None and not (text or "").strip():
-        raise ConfigError("episodes need an instruction: --instruction TOPIC, or --text SENTENCE")
+    if instruction_topic is None and not (instruction or "").strip():
+        raise ConfigError("episodes need an instruction: --instruction-topic TOPIC, or --instruction SENTENCE")
     rules = Rules(fps, max_age, command, shortest=shortest)
     line = open_transport(transport, domain, loopback)
     try:
         with open_writer(out, to, spec, fps, video) as writer:
             keep_settings(writer, cameras, fields, rules)
-            recorder = Recorder(line, writer, cameras, fields, rules, instruction=instruction, control=control_topic, text=text)
+            recorder = Recorder(
+                line, writer, cameras, fields, rules, instruction=instruction_topic, control=control_topic, text=instruction
+            )
             Thread(target=_read_keys, args=(recorder.commands.put,), name="keys", daemon=True).start()
             print("s, x or d and Enter: start, stop, discard; q: end")
             try:

@@ -225,7 +225,7 @@ def test_an_episode_is_recorded_over_dds(tmp_path: Path, to: str) -> None:
 
     out = tmp_path / "out"
     command = [sys.executable, "-m", "anyvla", "ros2", "record", "--camera", "/camera/image_raw/compressed", "--to", to]
-    command += ["--out", str(out), "--instruction", "/instruction", "--loopback", "--domain", str(DOMAIN)]
+    command += ["--out", str(out), "--instruction-topic", "/instruction", "--loopback", "--domain", str(DOMAIN)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     robot = DdsTransport(DOMAIN, loopback=True)
     robot.publish("/instruction", "string", "Go to the ball.")

@@ -64,8 +64,7 @@ def test_it_runs_in_the_python_of_older_ros(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 8))
 
 
-@pytest.mark.parametrize("verb", ["record"])
-def test_launch_files_use_options_that_exist(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_files_use_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, parts in {
         "launch": ("LaunchDescription",),
         "launch.actions": ("DeclareLaunchArgument",),
@@ -86,8 +85,9 @@ def test_launch_files_use_options_that_exist(verb: str, monkeypatch: pytest.Monk
     from anyvla.cli_ros2 import ros2_app
 
     group = typer.main.get_command(ros2_app)
-    found = group.commands.get(verb) if isinstance(group, click.Group) else group
-    assert found is not None
-    options = {option for parameter in found.params for option in parameter.opts}
-    names = {"run": "drive"}.get(verb, verb)
-    assert {"--" + name.replace("_", "-") for name, *_ in files[names].ARGUMENTS} <= options
+    verbs = group.commands if isinstance(group, click.Group) else {"record": group}
+    assert set(verbs) <= {"record", "run"}
+    for verb, command in verbs.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        arguments = files["drive" if verb == "run" else verb].ARGUMENTS
+        assert {"--" + name.replace("_", "-") for name, *_ in arguments} <= options

@@ -11,7 +11,7 @@ ARGUMENTS = [
     ("to", "mobile_h5", "mobile_h5 or lerobot"),
     ("camera", "/camera/image_raw/compressed", "topic of the images"),
     ("cmd_vel", "/cmd_vel", "topic of the commands"),
-    ("instruction", "/instruction", "topic of the sentences"),
+    ("instruction_topic", "/instruction", "topic of the sentences"),
     ("control_topic", "/anyvla/record", "topic of start, stop and discard"),
     ("fps", "5.0", "control steps per second"),
     ("transport", "rclpy", "rclpy, or dds where anyvla runs in another Python than that of ROS"),
