@@ -1,92 +1,12 @@
-"""From the chunks that a model predicts, one at each step, to the actions that are executed. One object per episode."""
+"""How the predicted chunks become actions, as the settings of a policy say."""
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Protocol
-
-import numpy as np
-
 from anyvla.actions import ActionSpec
 from anyvla.config import EnsembleConfig, ExecutionConfig, RecedingHorizonConfig
+from anyvla_client.execution import Execution, FirstAction, RecedingHorizon, TemporalEnsemble
 
-
-class Execution(Protocol):
-    """Takes the chunk predicted at every step (None at a step where the model did not run) and gives the action for it."""
-
-    def needs_chunk(self) -> bool:
-        """Whether the next ``action`` call needs a new chunk."""
-
-    def action(self, chunk: np.ndarray | None) -> np.ndarray:
-        """(L, A) predicted now -> (A,) to execute now."""
-
-    def age(self) -> int:
-        """Steps since the newest prediction that the last action came from."""
-
-
-class FirstAction:
-    """The first action of the newest chunk."""
-
-    def needs_chunk(self) -> bool:
-        return True
-
-    def action(self, chunk: np.ndarray | None) -> np.ndarray:
-        assert chunk is not None
-        return chunk[0]
-
-    def age(self) -> int:
-        return 0
-
-
-class RecedingHorizon:
-    """``steps`` actions of a chunk, one after the other, before the next chunk is taken."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._chunk = np.empty(0)
-        self._next = steps
-
-    def needs_chunk(self) -> bool:
-        return self._next >= self._steps
-
-    def action(self, chunk: np.ndarray | None) -> np.ndarray:
-        if self.needs_chunk():
-            assert chunk is not None
-            self._chunk, self._next = chunk, 0
-        self._next += 1
-        return self._chunk[self._next - 1]
-
-    def age(self) -> int:
-        return self._next - 1
-
-
-class TemporalEnsemble:
-    """The weighted mean of everything predicted for this moment, weight exp(-decay * age in steps).
-
-    Newer predictions weigh more (ACT, arXiv 2304.13705, weighs the oldest most); decay 0 is the plain mean. Binary dimensions
-    take the value that has more weight.
-    """
-
-    def __init__(self, decay: float, binary: np.ndarray) -> None:
-        self._decay = decay
-        self._binary = binary
-        self._chunks: deque[np.ndarray] = deque()  # newest first
-
-    def needs_chunk(self) -> bool:
-        return True
-
-    def action(self, chunk: np.ndarray | None) -> np.ndarray:
-        assert chunk is not None
-        self._chunks.appendleft(chunk)
-        while len(self._chunks) > len(chunk):
-            self._chunks.pop()
-        predictions = np.stack([past[age] for age, past in enumerate(self._chunks)])
-        weights = np.exp(-self._decay * np.arange(len(predictions)))
-        mean = weights @ predictions / weights.sum()
-        return np.where(self._binary, mean >= 0.5, mean).astype(chunk.dtype)
-
-    def age(self) -> int:
-        return 0
+__all__ = ["Execution", "FirstAction", "RecedingHorizon", "TemporalEnsemble", "make_execution", "replans_every"]
 
 
 def make_execution(config: ExecutionConfig, spec: ActionSpec) -> Execution:
