@@ -334,36 +334,110 @@ def export(
 @app.command()
 def serve(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],
-    protocol: Annotated[Literal["vla-eval"], typer.Option(help="what is spoken over the socket")] = "vla-eval",
-    benchmark: Annotated[
-        Literal["simpler-widowx", "simpler-google", "libero", "calvin"], typer.Option(help="whose conventions are translated")
-    ] = "simpler-widowx",
+    protocol: Annotated[
+        Literal["openpi", "vla-eval"], typer.Option(help="openpi for robots and their clients, vla-eval for benchmarks")
+    ] = "openpi",
     host: Annotated[str, typer.Option(help="0.0.0.0 to be reached from other machines")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     checkpoint: Checkpoint = "last",
+    source: Annotated[str | None, typer.Option(help="of a mixture that it was trained on, whose scale the robot has")] = None,
     execution: Annotated[
         str | None, typer.Option(help="first, receding:STEPS or ensemble:DECAY, instead of the run's own")
     ] = None,
-    camera: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS, where names of cameras differ")] = None,
-    state: Annotated[list[str] | None, typer.Option(help="THEIRS=OURS, where names of the state's numbers differ")] = None,
-    turn_images: Annotated[
-        bool, typer.Option("--turn-images", help="the policy was trained with LIBERO's unturned images")
-    ] = False,
-    any_rate: Annotated[bool, typer.Option("--any-rate", help="serve in spite of another control rate")] = False,
     batch: Annotated[int, typer.Option(min=1, help="observations at most in one forward pass")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    api_key_file: Annotated[Path | None, typer.Option(help="openpi: clients must know the key in it")] = None,
+    max_clients: Annotated[int, typer.Option(min=1, help="openpi: connections at once")] = 64,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="openpi: torch.compile, which takes minutes at the start")
+    ] = False,
+    dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="openpi: what the model computes in")] = "fp32",
+    int8: Annotated[bool, typer.Option("--int8", help="openpi: linear layers in 8 bit, on a CPU")] = False,
+    benchmark: Annotated[
+        Literal["simpler-widowx", "simpler-google", "libero", "calvin"] | None,
+        typer.Option(help="vla-eval: whose conventions are translated; simpler-widowx if not given"),
+    ] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="vla-eval: THEIRS=OURS, where names of cameras differ")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="vla-eval: THEIRS=OURS, for the numbers of the state")] = None,
+    turn_images: Annotated[
+        bool, typer.Option("--turn-images", help="vla-eval: the policy was trained with LIBERO's unturned images")
+    ] = False,
+    any_rate: Annotated[bool, typer.Option("--any-rate", help="vla-eval: serve in spite of another control rate")] = False,
 ) -> None:
-    """Serve a policy to benchmarks that run elsewhere."""
+    """Serve a policy to robots, or to benchmarks that run elsewhere."""
     from anyvla.policies.policy import Policy
+
+    theirs: dict[str, dict[str, Any]] = {
+        "openpi": {
+            "api-key-file": api_key_file,
+            "compile": compiled,
+            "int8": int8,
+            "dtype": dtype != "fp32",
+            "max-clients": max_clients != 64,
+        },
+        "vla-eval": {
+            "benchmark": benchmark,
+            "camera": camera,
+            "state": state,
+            "turn-images": turn_images,
+            "any-rate": any_rate,
+        },
+    }
+    for other, options in theirs.items():
+        for name, given in options.items():
+            if given and other != protocol:
+                raise ConfigError(f"--{name} goes with --protocol {other}")
+    chosen = _execution(execution)
+    if protocol == "vla-eval":
+        policy = Policy.load(run, checkpoint=checkpoint, execution=chosen, source=source, device=device)
+        _serve_vla_eval(
+            policy,
+            benchmark or "simpler-widowx",
+            host,
+            port,
+            camera,
+            state,
+            turn_images=turn_images,
+            any_rate=any_rate,
+            batch=batch,
+        )
+        return
+    from anyvla.serving.server import PolicyServer, ServerSettings, is_loopback, read_key, serve_forever
+    from anyvla.serving.speed import speed_up
+
+    key = None if api_key_file is None else read_key(api_key_file)
+    policy = Policy.load(run, checkpoint=checkpoint, execution=chosen, source=source, device=device)
+    speed_up(policy, compiled=compiled, bf16=dtype == "bf16", int8=int8)
+    settings = ServerSettings(host=host, port=port, api_key=key, batch=batch, max_clients=max_clients)
+    server = PolicyServer(policy, settings)
+    if key is None and not is_loopback(host):
+        Console(stderr=True).print("[yellow]warning:[/] whoever reaches this machine can use the policy: see --api-key-file")
+    print("warming up", flush=True)
+    serve_forever(server, lambda port: print(f"serving {run} at ws://{host}:{port}", flush=True))
+    print("stopped", flush=True)
+
+
+def _serve_vla_eval(
+    policy: Any,
+    benchmark: str,
+    host: str,
+    port: int,
+    camera: list[str] | None,
+    state: list[str] | None,
+    *,
+    turn_images: bool,
+    any_rate: bool,
+    batch: int,
+) -> None:
     from anyvla.serving import vla_eval
     from anyvla.serving.conventions import convention
 
-    policy = Policy.load(run, checkpoint=checkpoint, execution=_execution(execution))
     cameras, numbers = _renamed("camera", camera), _renamed("state", state)
     bridge = vla_eval.Bridge(
         policy, convention(benchmark), cameras=cameras, state=numbers, turn_images=turn_images, any_rate=any_rate
     )
     server = vla_eval.make_server(bridge, batch=batch)
-    print(*bridge.describe(), f"serving {protocol} at ws://{host}:{port}", sep="\n", flush=True)
+    print(*bridge.describe(), f"serving vla-eval at ws://{host}:{port}", sep="\n", flush=True)
     vla_eval.serve(server, host, port)
 
 

@@ -394,7 +394,19 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot serve at 127.0.0.1:{port}"):
             serve(make_server(Bridge(policy, convention("calvin"))), "127.0.0.1", port)
-    command = [sys.executable, "-m", "anyvla", "serve", str(run), "--benchmark", "calvin", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "anyvla",
+        "serve",
+        str(run),
+        "--protocol",
+        "vla-eval",
+        "--benchmark",
+        "calvin",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

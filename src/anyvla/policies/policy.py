@@ -81,6 +81,7 @@ class Policy:
                 )
         self.transforms = transforms
         self.config = config
+        self.autocast: torch.dtype | None = None  # what the model computes in, where that is not what its weights are
         self._model = model.eval()
         self._device = model.backbone.device
         self._session: Session | None = None
@@ -116,6 +117,11 @@ class Policy:
             names = ", ".join(transforms.mixture)
             raise ConfigError(f"{path} was trained on several sources; say which of them has this robot's scale: {names}")
         return cls(loaded.model, transforms, config.model_copy(update={"execution": execution}) if execution else config)
+
+    @property
+    def model(self) -> VLA:
+        """In evaluation mode."""
+        return self._model
 
     def spec(self) -> PolicySpec:
         transforms = self.transforms
@@ -194,10 +200,37 @@ class Policy:
             actions.append(session.last.action)
         return actions
 
+    def chunk(self, images: Mapping[str, np.ndarray], *, state: ArrayLike | None = None) -> np.ndarray:
+        """What ``act`` chooses from: all the actions (L, A) predicted now, in robot units, neither chosen nor made safe.
+
+        Whoever executes them needs an execution (``anyvla_client.brokers``) and a safety filter. Arguments, errors and the step
+        that the model's memory moves on are those of ``act``.
+        """
+        if self._session is None:
+            raise AnyVLAError("call reset(instruction) before chunk")
+        return self.chunk_batch([self._session], [images], states=[state])[0]
+
+    @torch.inference_mode()
+    def chunk_batch(
+        self,
+        sessions: Sequence[Session],
+        images: Sequence[Mapping[str, np.ndarray]],
+        *,
+        states: Sequence[ArrayLike | None] | None = None,
+    ) -> list[np.ndarray]:
+        """``chunk`` for several episodes in one forward pass; the sessions' states move on by one step."""
+        self._predict(sessions, images, states or [None] * len(sessions))
+        return [session.chunk for session in sessions if session.chunk is not None]
+
     def looks(self, session: Session) -> bool:
         """Whether the next action of ``session`` depends on its images; where not, a simulator need not render them."""
         # where history is in the model it must see every frame, otherwise only those at which a new chunk is due
-        return self._model.history > 1 or session.execution.needs_chunk()
+        return self.has_history or session.execution.needs_chunk()
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the model looks back, so that it must be shown every frame."""
+        return self._model.history > 1
 
     def _predict(
         self,
@@ -219,7 +252,10 @@ class Policy:
         measured = [one for one in map(transforms.normalize_state, robot_states) if one is not None]
         state = torch.from_numpy(np.stack(measured)).to(self._device) if measured else None
         prompts, states = [session.prompt for session in sessions], [session.state for session in sessions]
-        actions, states = self._model.step(batch, prompts, states, state, None if present.all() else present.to(self._device))
+        with torch.autocast(self._device.type, self.autocast, enabled=self.autocast is not None):
+            actions, states = self._model.step(
+                batch, prompts, states, state, None if present.all() else present.to(self._device)
+            )
         chunks = transforms.normalizer.denormalize(actions.float().cpu().numpy())
         for session, chunk, state in zip(sessions, chunks, states, strict=True):
             session.chunk, session.state = chunk, state
