@@ -348,9 +348,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     api_key_file: Annotated[Path | None, typer.Option(help="openpi: clients must know the key in it")] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="openpi: connections at once")] = 64,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="openpi: torch.compile, which takes minutes at the start")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="openpi: torch.compile; minutes at the start")] = False,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="openpi: what the model computes in")] = "fp32",
     int8: Annotated[bool, typer.Option("--int8", help="openpi: linear layers in 8 bit, on a CPU")] = False,
     benchmark: Annotated[
@@ -390,17 +388,8 @@ def serve(
     chosen = _execution(execution)
     if protocol == "vla-eval":
         policy = Policy.load(run, checkpoint=checkpoint, execution=chosen, source=source, device=device)
-        _serve_vla_eval(
-            policy,
-            benchmark or "simpler-widowx",
-            host,
-            port,
-            camera,
-            state,
-            turn_images=turn_images,
-            any_rate=any_rate,
-            batch=batch,
-        )
+        renamed = {"camera": camera, "state": state}
+        _serve_vla_eval(policy, benchmark or "simpler-widowx", host, port, renamed, turn_images, any_rate, batch)
         return
     from anyvla.serving.server import PolicyServer, ServerSettings, is_loopback, read_key, serve_forever
     from anyvla.serving.speed import speed_up
@@ -422,9 +411,7 @@ def _serve_vla_eval(
     benchmark: str,
     host: str,
     port: int,
-    camera: list[str] | None,
-    state: list[str] | None,
-    *,
+    named: dict[str, list[str] | None],
     turn_images: bool,
     any_rate: bool,
     batch: int,
@@ -432,7 +419,7 @@ def _serve_vla_eval(
     from anyvla.serving import vla_eval
     from anyvla.serving.conventions import convention
 
-    cameras, numbers = _renamed("camera", camera), _renamed("state", state)
+    cameras, numbers = (_renamed(kind, pairs) for kind, pairs in named.items())
     bridge = vla_eval.Bridge(
         policy, convention(benchmark), cameras=cameras, state=numbers, turn_images=turn_images, any_rate=any_rate
     )

@@ -14,6 +14,8 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 
+from anyvla_client.execution import ensemble
+
 Infer = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # PolicyClient.infer, or anything like it
 
 
@@ -44,7 +46,7 @@ class Timeline:
         self, period: float, *, decay: float | None = None, binary: np.ndarray | None = None, longest: int = 64
     ) -> None:
         self._period, self._decay = period, decay
-        self._binary = False if binary is None else binary
+        self._binary = np.array(False) if binary is None else binary
         self._chunks: deque[tuple[float, np.ndarray]] = deque(maxlen=longest if decay is not None else 1)  # newest last
 
     def add(self, chunk: np.ndarray, stamp: float) -> bool:
@@ -59,12 +61,10 @@ class Timeline:
         found = [(stamp, chunk[i]) for stamp, chunk in self._chunks for i in [self._index(stamp, now)] if 0 <= i < len(chunk)]
         if not found:
             return None
-        if self._decay is None or len(found) == 1:
+        if self._decay is None:
             return found[-1][1]
-        newest = found[-1][0]
-        weights = np.exp([-self._decay * (newest - stamp) / self._period for stamp, _ in found])
-        mean = weights @ np.stack([action for _, action in found]) / weights.sum()
-        return np.where(self._binary, mean >= 0.5, mean).astype(found[-1][1].dtype)
+        ages = np.array([found[-1][0] - stamp for stamp, _ in found]) / self._period
+        return ensemble(np.stack([action for _, action in found]), ages, self._decay, self._binary)
 
     def left(self, now: float) -> int:
         """Actions of the newest chunk from ``now`` on."""
@@ -117,8 +117,8 @@ class AsynchronousBroker:
     """Asks on a thread while the last chunk runs; each chunk is entered where the time stands when it has come.
 
     Call ``step`` at every control step with the newest observation. A request goes out when none is under way and ``every``
-    control steps have passed since the last one: 1 for a policy that needs every frame (``metadata["needs_every_frame"]``), more
-    to spare the server. With ``decay`` all chunks that reach the moment are averaged, as in Timeline.
+    control steps have passed since the last one: 1 for a policy that needs every frame (``metadata["needs_every_frame"]``),
+    more to spare the server. With ``decay`` all chunks that reach the moment are averaged, as in Timeline.
 
     Args:
         infer: called on the thread, one call at a time. period: seconds between two actions, ``1 / metadata["fps"]``.
@@ -153,8 +153,8 @@ class AsynchronousBroker:
         """The action for the moment ``now``.
 
         Args:
-            stamp: when ``observation`` was taken, ``now`` if None. It is sent along, so that the server knows which control step
-                the observation belongs to.
+            stamp: when ``observation`` was taken, ``now`` if None. It is sent along, so that the server knows which control
+                step the observation belongs to.
 
         Raises what ``infer`` raised since the last step; the broker asks again at the next one.
         """

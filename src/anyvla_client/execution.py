@@ -8,6 +8,17 @@ from typing import Protocol
 import numpy as np
 
 
+def ensemble(predictions: np.ndarray, ages: np.ndarray, decay: float, binary: np.ndarray) -> np.ndarray:
+    """The mean of what was predicted for one moment, weighted exp(-decay * age).
+
+    Args:
+        predictions: (N, A), made ``ages`` (N,) ago, in steps. binary: (A,), dimensions that take the value of more weight.
+    """
+    weights = np.exp(-decay * ages)
+    mean = weights @ predictions / weights.sum()
+    return np.where(binary, mean >= 0.5, mean).astype(predictions.dtype)
+
+
 class Execution(Protocol):
     """Takes the chunk predicted at every step (None at a step where the model did not run) and gives the action for it."""
 
@@ -78,9 +89,7 @@ class TemporalEnsemble:
         while len(self._chunks) > len(chunk):
             self._chunks.pop()
         predictions = np.stack([past[age] for age, past in enumerate(self._chunks)])
-        weights = np.exp(-self._decay * np.arange(len(predictions)))
-        mean = weights @ predictions / weights.sum()
-        return np.where(self._binary, mean >= 0.5, mean).astype(chunk.dtype)
+        return ensemble(predictions, np.arange(len(predictions)), self._decay, self._binary)
 
     def age(self) -> int:
         return 0

@@ -27,7 +27,7 @@ class Observation:
     """
 
     images: dict[str, np.ndarray]
-    state: np.ndarray | None
+    state: np.ndarray | list[Any] | None
     prompt: str | None
     reset: bool
     stamp: float | None

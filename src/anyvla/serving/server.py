@@ -1,8 +1,8 @@
 """The policy server: openpi's protocol over a WebSocket, many clients, one model.
 
 The event loop reads, checks and writes; one thread runs the model, on everything that waits when it is free. Whatever a client
-does costs it its own connection and nobody else anything: frames are bounded and checked, few are kept of a client, answers have
-a time limit, a batch that fails is tried again request by request.
+does costs it its own connection and nobody else anything: frames are bounded and checked, few are kept of a client, answers
+have a time limit, a batch that fails is tried again request by request.
 """
 
 from __future__ import annotations
@@ -152,9 +152,10 @@ class PolicyServer:
             batches = asyncio.create_task(self._infer(inference))
             try:
                 listening(next(iter(server.sockets)).getsockname()[1])
-                waiting = asyncio.create_task(stop.wait())
-                await asyncio.wait([waiting, batches], return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
+                told = asyncio.create_task(stop.wait())
+                either: list[asyncio.Task[Any]] = [told, batches]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
                 await self._finish(server)
             finally:
                 server.close()
@@ -197,11 +198,11 @@ class PolicyServer:
                 group = groups.pop(0)
                 done = inference.submit(answer_batch, self.policy, [request for request, _ in group])
                 await asyncio.wait([asyncio.wrap_future(done)])
-                error = done.exception()
-                if error is not None and len(group) > 1:
+                failure = done.exception()
+                if failure is not None and len(group) > 1:
                     groups = [[one] for one in group]  # one of them is to blame, and is found by asking each alone
                     continue
-                outcomes = [error] if error is not None else done.result()
+                outcomes = [failure] if failure is not None else done.result()
                 for (_, answer), outcome in zip(group, outcomes, strict=True):
                     if answer.done():
                         continue
@@ -289,19 +290,20 @@ class PolicyServer:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         missed = episode.missed
         self._queue.put_nowait((request, answer))
-        await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [answer, gone]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             request.given_up = True
             answer.cancel()
             return None
-        error = answer.exception()
-        if isinstance(error, DataError):
-            raise Refusal("bad_observation", error) from error
-        if isinstance(error, UnsafeActionError):
-            raise Refusal("unsafe_action", error) from error
-        if error is not None:
-            logger.error("the model failed", exc_info=error)
-            raise Refusal("internal_error", "the policy failed on this observation; the server's log says how") from error
+        failure = answer.exception()
+        if isinstance(failure, DataError):
+            raise Refusal("bad_observation", failure)
+        if isinstance(failure, UnsafeActionError):
+            raise Refusal("unsafe_action", failure)
+        if failure is not None:
+            logger.error("the model failed", exc_info=failure)
+            raise Refusal("internal_error", "the policy failed on this observation; the server's log says how")
         result = answer.result()
         if result.stale:
             self.metrics.stale_drops += 1
