@@ -363,8 +363,6 @@ def serve(
     any_rate: Annotated[bool, typer.Option("--any-rate", help="vla-eval: serve in spite of another control rate")] = False,
 ) -> None:
     """Serve a policy to robots, or to benchmarks that run elsewhere."""
-    from anyvla.policies.policy import Policy
-
     theirs: dict[str, dict[str, Any]] = {
         "openpi": {
             "api-key-file": api_key_file,
@@ -385,6 +383,8 @@ def serve(
         for name, given in options.items():
             if given and other != protocol:
                 raise ConfigError(f"--{name} goes with --protocol {other}")
+    from anyvla.policies.policy import Policy
+
     chosen = _execution(execution)
     if protocol == "vla-eval":
         policy = Policy.load(run, checkpoint=checkpoint, execution=chosen, source=source, device=device)

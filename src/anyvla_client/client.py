@@ -121,11 +121,11 @@ class PolicyClient:
             _limit_sending(connection.socket, deadline - time.monotonic())
             connection.send(frame)
             answer = connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-        except ConnectionClosed as error:
-            raise _Lost(f"the connection was lost: {error}") from error
         except TimeoutError as error:
             self._drop()  # whatever comes now would be taken for the answer to the next request
             raise AnswerTimeoutError(f"{self.uri} did not answer in time") from error
+        except (ConnectionClosed, OSError) as error:
+            raise _Lost(f"the connection was lost: {error}") from error
         return self._read(answer)
 
     def _read(self, answer: Any) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class PolicyClient:
 
         left = max(0.01, min(self._connect_timeout, deadline - time.monotonic()))
         try:
-            connection = connect(
+            attempt = connect(
                 self.uri,
                 additional_headers=self._headers,
                 compression=None,
@@ -168,6 +168,7 @@ class PolicyClient:
                 open_timeout=left,
                 close_timeout=1,
             )
+            connection = attempt.__enter__()  # the one way that all versions of websockets have; it ends by close()
         except InvalidURI as error:
             raise ClientError(str(error)) from error
         except InvalidStatus as error:

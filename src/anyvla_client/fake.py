@@ -21,10 +21,7 @@ from anyvla_client.safety import Limits, SafetyFilter
 
 
 def fake_observation(metadata: Mapping[str, Any], rng: np.random.Generator, prompt: str) -> dict[str, Any]:
-    """Random images of the size that the model takes, a random state, an instruction. Raises ValueError for other servers."""
-    missing = [key for key in ("cameras", "image_size", "state") if key not in metadata]
-    if missing:
-        raise ValueError(f"the server's metadata do not say what it wants ({', '.join(missing)}): it is not AnyVLA's")
+    """Random images of the size that the model takes, a random state, an instruction."""
     height, width = metadata["image_size"]
     images = {camera: rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for camera in metadata["cameras"]}
     state = {"state": rng.uniform(-1, 1, len(metadata["state"])).astype(np.float32)} if metadata["state"] else {}
@@ -36,8 +33,13 @@ def drive_fake(client: Any, *, rate: float | None, seconds: float, seed: int, pr
 
     Args:
         rate: control steps a second, that of the policy's training data if None. every: steps between two requests.
+
+    Raises ValueError for a server that does not say what it wants.
     """
     metadata, rng = client.metadata, np.random.default_rng(seed)
+    missing = [key for key in ("cameras", "image_size", "state", "action", "fps") if key not in metadata]
+    if missing:
+        raise ValueError(f"the server's metadata do not say what it wants ({', '.join(missing)}): it is not AnyVLA's")
     period = 1 / (rate or float(metadata["fps"]))
     limits = Limits.from_spec(metadata["action"])
     latencies: list[float] = []

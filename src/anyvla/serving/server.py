@@ -196,8 +196,8 @@ class PolicyServer:
             groups = [alive] if alive else []
             while groups:
                 group = groups.pop(0)
-                done = inference.submit(answer_batch, self.policy, [request for request, _ in group])
-                await asyncio.wait([asyncio.wrap_future(done)])
+                done = asyncio.wrap_future(inference.submit(answer_batch, self.policy, [request for request, _ in group]))
+                await asyncio.wait([done])
                 failure = done.exception()
                 if failure is not None and len(group) > 1:
                     groups = [[one] for one in group]  # one of them is to blame, and is found by asking each alone
@@ -290,7 +290,7 @@ class PolicyServer:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         missed = episode.missed
         self._queue.put_nowait((request, answer))
-        either: list[asyncio.Future[Any]] = [answer, gone]
+        either: tuple[asyncio.Future[Any], ...] = (answer, gone)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             request.given_up = True
