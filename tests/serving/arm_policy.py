@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ def arm_policy(
     state: tuple[str, ...] = (),
     execution: ExecutionConfig | None = None,
     save_to: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Policy:
-    """An LSTM over a window of 4, chunks of 3. ``save_to``: write the checkpoint there."""
+    """An LSTM over a window of 4, chunks of 3, or what ``overrides`` say. ``save_to``: write the checkpoint there."""
     action = spec if isinstance(spec, ActionSpec) else action_spec(spec)
     ones = np.ones(len(action))
-    overrides = [
+    settings = [
         "actions={spec: arm7, window: 4, chunk: 3}",
         "model.backbone={type: tiny, width: 32, vision_layers: 1, language_layers: 1}",
         "model.head={type: lstm, hidden: 16, trunk: [16]}",
@@ -41,7 +43,7 @@ def arm_policy(
     numbers: dict[str, Any] = {}
     if state:
         limits = np.ones(len(state))
-        overrides.append(f"observation.state=[{', '.join(state)}]")
+        settings.append(f"observation.state=[{', '.join(state)}]")
         numbers = {name: sign * limits for name, sign in (("q01", -1), ("q99", 1), ("min", -1), ("max", 1))}
     transforms = Transforms(
         spec=action,
@@ -57,7 +59,7 @@ def arm_policy(
         state=fit_state(state, numbers) if state else None,
     )
     torch.manual_seed(0)
-    config = parse_config("{}", overrides)
+    config = parse_config("{}", [*settings, *overrides])
     model = build_model(config, transforms)
     with torch.no_grad():
         for parameter in model.head.parameters():

@@ -314,16 +314,13 @@ class PolicyServer:
         timing = {"infer_ms": 1e3 * (time.perf_counter() - request.arrived)}
         if previous is not None:
             timing["prev_total_ms"] = 1e3 * previous
-        echo = {key: message[key] for key in ("request_id", "stamp") if key in message}
-        return self._wire.pack(
-            {
-                "actions": result.chunk,
-                "policy_timing": {"infer_ms": 1e3 * result.seconds, "batch": result.batch, "missed_frames": episode.missed},
-                "server_timing": timing,
-                **({"stale": True} if result.stale else {}),
-                **echo,
-            }
-        )
+        reply: dict[str, Any] = {key: message[key] for key in ("request_id", "stamp") if key in message}
+        reply["actions"] = result.chunk
+        reply["policy_timing"] = {"infer_ms": 1e3 * result.seconds, "batch": result.batch, "missed_frames": episode.missed}
+        reply["server_timing"] = timing
+        if result.stale:
+            reply["stale"] = True
+        return self._wire.pack(reply)
 
     async def _send(self, connection: ServerConnection, message: str | bytes) -> None:
         async with asyncio.timeout(self.settings.send_timeout):
@@ -360,7 +357,8 @@ def running(server: PolicyServer) -> Iterator[str]:
 
     with ThreadPoolExecutor(1, thread_name_prefix="anyvla-server") as thread:
         done = thread.submit(asyncio.run, life())
-        wait([started, done], return_when=FIRST_COMPLETED)
+        either: tuple[Future[Any], ...] = (started, done)
+        wait(either, return_when=FIRST_COMPLETED)
         if not started.done():
             done.result()  # raises what kept it from listening
         loop, stop, port = started.result()
