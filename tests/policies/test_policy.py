@@ -232,3 +232,22 @@ class TestSafety:
         guard.filter(np.array([0.1] * 6 + [1.0]))
         safe = guard.filter(np.full(7, np.nan))
         np.testing.assert_array_equal(safe.action, [0] * 6 + [1])
+
+
+def test_chunks_are_what_act_chooses_from(policy: Policy) -> None:
+    policy.reset("Left.")
+    acted = []
+    for t in range(4):
+        policy.act(_images(t))
+        acted.append(policy._session.chunk)
+    with pytest.raises(AnyVLAError, match="before chunk"):
+        Policy(policy.model, policy.transforms, policy.config).chunk(_images(0))
+    policy.reset("Left.")
+    for t in range(4):
+        chunk = policy.chunk(_images(t))
+        assert chunk.shape == (policy.spec().chunk, 2)
+        np.testing.assert_array_equal(chunk, acted[t])  # the memory moves on by one step, as in act
+    sessions = [policy.start("Left."), policy.start("Left.")]
+    for t in range(4):
+        for chunk in policy.chunk_batch(sessions, [_images(t)] * 2):
+            np.testing.assert_allclose(chunk, acted[t], atol=1e-5)
