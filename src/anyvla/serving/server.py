@@ -52,7 +52,7 @@ class ServerSettings:
     api_key: str | None = None
     batch: int = 16
     max_clients: int = 64
-    max_bytes: int = 32 * 2**20
+    max_bytes: int = 16 * 2**20
     send_timeout: float = 5.0
     grace: float = 5.0
 
@@ -104,6 +104,7 @@ class PolicyServer:
         self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
         self._busy: dict[ServerConnection, bool] = {}  # every connected client: whether it has a request in flight
         self._stopping = False
+        self._greeting = wire.pack(self.metadata())
 
     def metadata(self) -> dict[str, Any]:
         """The first frame that a client gets: exactly what to send, and what comes back."""
@@ -243,7 +244,7 @@ class PolicyServer:
         gone = asyncio.create_task(connection.wait_closed())
         try:
             try:
-                await self._send(connection, self._wire.pack(self.metadata()))
+                await self._send(connection, self._greeting)
                 await self._answer_all(connection, gone)
             except Refusal as refusal:
                 self.metrics.errors[refusal.code] += 1
