@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -63,6 +63,7 @@ def assert_same(sent: Any, received: Any) -> None:
         np.testing.assert_equal(received, sent)
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_what_is_sent_arrives(message: dict[str, Any]) -> None:
     assert_same(message, unpack(pack(message)))
