@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from anyvla.cli import app
-from anyvla.errors import ConfigError
+from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.policies.policy import Policy
 from anyvla.serving.server import PolicyServer, ServerSettings, read_key, running
 from tests.serving.arm_policy import SIZE, arm_policy
@@ -527,6 +527,12 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
         process.communicate()
     assert process.returncode == 0
     assert complaints == ""
+
+
+def test_without_the_extra_its_name_is_told(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    with pytest.raises(MissingExtraError, match=r"anyvla\[serve\]"):
+        PolicyServer(policy)
 
 
 def test_options_of_the_other_protocol_are_refused() -> None:
