@@ -322,11 +322,21 @@ def export(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     checkpoint: Checkpoint = "last",
+    form: Annotated[
+        Literal["checkpoint", "torch", "onnx"],
+        typer.Option("--format", help="checkpoint: as a run saves it; torch, onnx: graphs that run without the model's code"),
+    ] = "checkpoint",
 ) -> None:
-    """Write a checkpoint to run with: LoRA merged into the weights, without what only training needs."""
-    from anyvla.checkpoint import export_checkpoint
+    """Write a policy to run with: LoRA merged into the weights, without what only training needs."""
+    if form == "checkpoint":
+        from anyvla.checkpoint import export_checkpoint
 
-    print(f"checkpoint: {export_checkpoint(run, out, checkpoint)}")
+        print(f"checkpoint: {export_checkpoint(run, out, checkpoint)}")
+        return
+    from anyvla.deploy.export import export_policy
+
+    folder, difference = export_policy(run, out, form, checkpoint)
+    print(f"exported: {folder} (actions equal to {difference:.2g})")
 
 
 @app.command()
