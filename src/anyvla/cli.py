@@ -376,6 +376,38 @@ def serve(
 
 
 @app.command()
+def watch(
+    what: Annotated[str, typer.Argument(help="a run (to drive), a folder of episodes, a result file, or http://HOST:PORT")],
+    settings: SourceSettings = None,
+    run: Annotated[Path | None, typer.Option(help="what this policy says to the episodes: a run or an exported folder")] = None,
+    env: Annotated[Literal["nav"] | None, typer.Option(help="world that the run drives, in real time")] = None,
+    scenario: Annotated[str, typer.Option(help="of --env nav")] = "1box",
+    seed: Seed = 0,
+    episodes: Annotated[int | None, typer.Option(min=1, help="worlds to drive; until Ctrl-C if not given")] = None,
+    instruction: Annotated[str | None, typer.Option(help="said instead of the world's own, of --env nav")] = None,
+    checkpoint: Checkpoint = "last",
+    spec: Spec = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be seen from other machines, by anybody there")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8765,
+    browser: Annotated[bool, typer.Option("--open", help="open the browser")] = False,
+    save: Annotated[Path | None, typer.Option(help="write the episodes to this .rrd file for rerun instead")] = None,
+    camera_height: Annotated[float, typer.Option(min=0.01, help="metres; to draw ways into the picture")] = 0.55,
+    camera_pitch: Annotated[float, typer.Option(min=-90, max=90, help="degrees below the horizon")] = 14.0,
+    camera_fov: Annotated[float, typer.Option(min=1, max=179, help="degrees, horizontal")] = 95.0,
+    camera_back: Annotated[float, typer.Option(help="metres behind the point that the robot turns about")] = 0.15,
+) -> None:
+    """A page in the browser: what a policy sees, is told, predicts and does; live, or from a file."""
+    from anyvla.watch.choose import Options, watch_it
+    from anyvla.watch.drawing import GroundCamera
+
+    camera = GroundCamera(camera_height, camera_pitch, camera_fov, camera_back)
+    options = Options(host, port, browser, camera, checkpoint, spec, tuple(settings or ()))
+    watch_it(
+        what, options, run=run, env=env, scenario=scenario, seed=seed, episodes=episodes, instruction=instruction, save=save
+    )
+
+
+@app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(help="two or more result files of `anyvla eval --json`; first the baseline")],
     form: Annotated[Literal["text", "markdown", "latex"], typer.Option("--format", help="of the table")] = "text",

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,23 +180,23 @@ def prompt_layout(backbone: Backbone, cameras: int) -> PromptLayout:
     places = [[i for i, flag in enumerate(row) if flag] for row in flags]
     alone = all(row == [token == family.placeholder_id for token in ids] for row, ids in zip(flags, expected, strict=True))
     if places.count(places[0]) == len(places) and places[0] and hasattr(tokenizer, "backend_tokenizer"):
-        with_images = family.template.replace("{images}", family.images_text(cameras))
-        for written in dict.fromkeys([with_images, family.template.replace("{images}", "")]):
-            for special in (family.special_tokens, False):
-                layout = PromptLayout(
-                    front=(),
-                    text=written,
-                    special_tokens=special,
-                    image_places=tuple(places[0]),
-                    image_token=family.placeholder_id if alone else None,
-                    slots=(0 if backbone.queries is None else len(backbone.queries)) + (backbone.state_encoder is not None),
-                    ending=family.ending,
-                )
-                words = prompt_tokens(tokenizer.backend_tokenizer, layout, _SAMPLES[0])
-                front = expected[0][: len(expected[0]) - len(words)]
-                layout = PromptLayout(**{**layout.to_dict(), "front": tuple(front)})
-                if expected == [prompt_tokens(tokenizer.backend_tokenizer, layout, text) for text in _SAMPLES]:
-                    return layout
+        written = family.template
+        if "{images}" in written:  # otherwise the family puts the images' tokens in front of the text
+            written = written.replace("{images}", family.images_text(cameras))
+        for special in (family.special_tokens, False):
+            layout = PromptLayout(
+                front=(),
+                text=written,
+                special_tokens=special,
+                image_places=tuple(places[0]),
+                image_token=family.placeholder_id if alone else None,
+                slots=(0 if backbone.queries is None else len(backbone.queries)) + (backbone.state_encoder is not None),
+                ending=family.ending,
+            )
+            words = prompt_tokens(tokenizer.backend_tokenizer, layout, _SAMPLES[0])
+            layout = replace(layout, front=tuple(expected[0][: len(expected[0]) - len(words)]))
+            if expected == [prompt_tokens(tokenizer.backend_tokenizer, layout, text) for text in _SAMPLES]:
+                return layout
     raise ConfigError(f"{family.config.model_type}: its prompt cannot be written without its own code, so it is not exported")
 
 
@@ -205,7 +208,7 @@ def _program(module: nn.Module, inputs: Inputs, dynamic: Dynamic, what: str) -> 
     """``torch.export``'s program. Raises ConfigError where it cannot follow the model's code."""
     shapes = {name: dict.fromkeys(dynamic[name], torch.export.Dim.DYNAMIC) if name in dynamic else None for name in inputs}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet("torch"):  # of code that it cannot follow it logs hundreds of lines
             return torch.export.export(module.eval(), (), dict(inputs), dynamic_shapes=shapes, strict=False)
     except _EXPORT_ERRORS as error:
         raise _refused(what, "torch.export", error) from error
@@ -235,25 +238,35 @@ def _write_torch(path: Path, module: nn.Module, inputs: Inputs, dynamic: Dynamic
 
 
 def _write_onnx(path: Path, module: nn.Module, inputs: Inputs, dynamic: Dynamic, output: str, what: str) -> Graph:
-    import logging
-
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not asked for
     program = _program(module, inputs, dynamic, what)
     try:
-        graph = torch.onnx.export(
-            program,
-            kwargs=dict(inputs),
-            input_names=list(inputs),
-            output_names=[output],
-            dynamo=True,
-            verbose=False,
-            custom_translation_table=_translations(),
-        )
+        with _quiet("torch"), _quiet("onnxscript"):  # they warn of packages that are not asked for
+            graph = torch.onnx.export(
+                program,
+                kwargs=dict(inputs),
+                input_names=list(inputs),
+                output_names=[output],
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=_translations(),
+            )
         assert graph is not None
         graph.save(str(path), external_data=_bytes(module) > _ONE_FILE)
     except _EXPORT_ERRORS as error:
         raise _refused(what, "ONNX", error) from error
     return onnx_graph(path)
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """While the block runs, nothing of ``library`` is logged."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 _ONE_FILE = 1 << 30  # an ONNX file is a protobuf message, of 2 GiB at most; more weights lie beside it
