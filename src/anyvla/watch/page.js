@@ -41,8 +41,9 @@ function drawCameras(moment) {
     place.dataset.names = JSON.stringify(names);
     for (const name of names) {
       const figure = put(place, "figure", undefined, "camera");
-      put(figure, "img").alt = "camera " + name;
-      shape(figure, "svg", {viewBox: "0 0 1 1", preserveAspectRatio: "none"});
+      const picture = put(figure, "div", undefined, "picture");
+      put(picture, "img").alt = "camera " + name;
+      shape(picture, "svg", {viewBox: "0 0 1 1", preserveAspectRatio: "none"});
       put(figure, "figcaption", name);
     }
     if (!names.length) put(place, "p", "No pictures here.", "legend");
@@ -109,9 +110,10 @@ function drawMap(moment) {
   shape(svg, "circle", {class: "robot", cx: rx, cy: ry, r: radius});
   shape(svg, "polyline", {class: "robot", points: joined([pose, onto([(moment.layout?.robot_radius || 0.2) * 1.5, 0])])});
   const kinds = ways.map(([kind]) => kind === "predicted" ? "solid: predicted" : "dashed: recorded");
+  const over = about.spec.some((dim) => dim.name === "linear_x");
   $("legend").textContent = ways.length
     ? kinds.join(", ") + (world ? "; in the world's frame" : "; seen from the robot, forward is up")
-    : "These actions are no velocities over the ground: see the curves.";
+    : over ? "" : "These actions are no velocities over the ground: see the curves.";
 }
 
 function drawCurves(moment) {

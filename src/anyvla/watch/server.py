@@ -7,6 +7,7 @@ anything: there is no address that changes something.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +119,11 @@ def start(monitor: Monitor, *, title: str = "live", host: str = "127.0.0.1", por
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a browser keeps its connections open
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Not a word of a client that went away; anything else is a bug, and is printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
