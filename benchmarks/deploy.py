@@ -1,6 +1,6 @@
 """One control step of an exported policy by onnxruntime against the same policy in PyTorch, both on the CPU.
 
-    python benchmarks/deploy.py RUN [--threads 1] [--steps 200]
+python benchmarks/deploy.py RUN [--threads 1] [--steps 200]
 """
 
 from __future__ import annotations

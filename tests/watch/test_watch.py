@@ -4,6 +4,7 @@ import http.client
 import json
 import math
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from anyvla.actions import ARM7, NAV2, NAV3
 from anyvla.config import load_config
 from anyvla.data.sources.mobile_h5 import MobileH5Source
-from anyvla.errors import ConfigError
+from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.evaluation.navigation import evaluate_nav
 from anyvla.policies.policy import Policy
 from anyvla.serving.monitor import ROBOTS, Moment, Monitor
@@ -257,6 +258,20 @@ def test_what_cannot_be_shown_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"end with \.rrd"):
         watch_it(str(tmp_path / "episodes"), options, save=tmp_path / "out.txt")
     assert open_episodes(tmp_path / "episodes", options, run).fps == 2.5
+
+
+def test_rerun_is_asked_for_by_name(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    with pytest.raises(MissingExtraError, match=r"anyvla\[rerun\]"):
+        watch_it(str(tmp_path / "episodes"), Options("127.0.0.1", 0, False, GroundCamera()), save=tmp_path / "out.rrd")
+
+
+@pytest.mark.slow
+def test_rerun_gets_a_file(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rerun")
+    out = tmp_path / "out.rrd"
+    watch_it(str(tmp_path / "episodes"), Options("127.0.0.1", 0, False, GroundCamera()), run=run, save=out)
+    assert out.stat().st_size > 1000
 
 
 def test_a_policy_drives_and_is_watched(run: Path) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -219,7 +220,7 @@ _EXPORT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeErr
 
 
 def _refused(what: str, by: str, error: Exception) -> ConfigError:
-    said = " ".join(str(error).split())[:200]
+    said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200]  # without the colours of a terminal
     return ConfigError(f"{what} cannot be exported: {by} says {type(error).__name__}: {said}")
 
 
