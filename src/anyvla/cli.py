@@ -324,11 +324,21 @@ def export(
     run: Annotated[Path, typer.Argument(help="a run or checkpoint folder")],
     out: Annotated[Path, typer.Option(help="folder to write")],
     checkpoint: Checkpoint = "last",
+    form: Annotated[
+        Literal["checkpoint", "torch", "onnx"],
+        typer.Option("--format", help="checkpoint: as a run saves it; torch, onnx: graphs that run without the model's code"),
+    ] = "checkpoint",
 ) -> None:
-    """Write a checkpoint to run with: LoRA merged into the weights, without what only training needs."""
-    from anyvla.checkpoint import export_checkpoint
+    """Write a policy to run with: LoRA merged into the weights, without what only training needs."""
+    if form == "checkpoint":
+        from anyvla.checkpoint import export_checkpoint
 
-    print(f"checkpoint: {export_checkpoint(run, out, checkpoint)}")
+        print(f"checkpoint: {export_checkpoint(run, out, checkpoint)}")
+        return
+    from anyvla.deploy.export import export_policy
+
+    folder, difference = export_policy(run, out, form, checkpoint)
+    print(f"exported: {folder} (actions equal to {difference:.2g})")
 
 
 @app.command()
@@ -426,6 +436,38 @@ def _serve_vla_eval(
     server = vla_eval.make_server(bridge, batch=batch)
     print(*bridge.describe(), f"serving vla-eval at ws://{host}:{port}", sep="\n", flush=True)
     vla_eval.serve(server, host, port)
+
+
+@app.command()
+def watch(
+    what: Annotated[str, typer.Argument(help="a run (to drive), a folder of episodes, a result file, or http://HOST:PORT")],
+    settings: SourceSettings = None,
+    run: Annotated[Path | None, typer.Option(help="what this policy says to the episodes: a run or an exported folder")] = None,
+    env: Annotated[Literal["nav"] | None, typer.Option(help="world that the run drives, in real time")] = None,
+    scenario: Annotated[str, typer.Option(help="of --env nav")] = "1box",
+    seed: Seed = 0,
+    episodes: Annotated[int | None, typer.Option(min=1, help="worlds to drive; until Ctrl-C if not given")] = None,
+    instruction: Annotated[str | None, typer.Option(help="said instead of the world's own, of --env nav")] = None,
+    checkpoint: Checkpoint = "last",
+    spec: Spec = None,
+    host: Annotated[str, typer.Option(help="0.0.0.0 to be seen from other machines, by anybody there")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8765,
+    browser: Annotated[bool, typer.Option("--open", help="open the browser")] = False,
+    save: Annotated[Path | None, typer.Option(help="write the episodes to this .rrd file for rerun instead")] = None,
+    camera_height: Annotated[float, typer.Option(min=0.01, help="metres; to draw ways into the picture")] = 0.55,
+    camera_pitch: Annotated[float, typer.Option(min=-90, max=90, help="degrees below the horizon")] = 14.0,
+    camera_fov: Annotated[float, typer.Option(min=1, max=179, help="degrees, horizontal")] = 95.0,
+    camera_back: Annotated[float, typer.Option(help="metres behind the point that the robot turns about")] = 0.15,
+) -> None:
+    """A page in the browser: what a policy sees, is told, predicts and does; live, or from a file."""
+    from anyvla.watch.choose import Options, watch_it
+    from anyvla.watch.drawing import GroundCamera
+
+    camera = GroundCamera(camera_height, camera_pitch, camera_fov, camera_back)
+    options = Options(host, port, browser, camera, checkpoint, spec, tuple(settings or ()))
+    watch_it(
+        what, options, run=run, env=env, scenario=scenario, seed=seed, episodes=episodes, instruction=instruction, save=save
+    )
 
 
 @app.command()

@@ -20,6 +20,7 @@ from anyvla.errors import SimulationError
 
 OPTIONAL = {
     "metaworld": "manipulation with a robot arm: pip install 'anyvla[metaworld]'",
+    "onnxruntime": "exported policies: pip install 'anyvla[onnx]'",
     "tensorboard": "curves in TensorBoard: pip install 'anyvla[tensorboard]'",
 }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
+from anyvla.data.bicubic import bicubic
 from anyvla.settings import Fit
 
 
@@ -34,6 +33,11 @@ def resize_frames(frames: np.ndarray, size: tuple[int, int], fit: Fit = "stretch
 
 
 def _bicubic(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    try:
+        import torch
+        from torch.nn import functional as F
+    except ImportError:  # a robot with an exported policy needs no torch
+        return bicubic(frames, size)
     # torch's uint8 kernel differs from Pillow's by 2 of 255 at most, and is several times as fast
     stacked = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)  # stays channels last in memory
     resized = F.interpolate(stacked, size, mode="bicubic", antialias=True)

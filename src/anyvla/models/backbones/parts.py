@@ -244,7 +244,7 @@ class MergedModel(OwnPreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(at_image, 0))
         if features is None:
             return embeddings
-        if at_image.sum() != features.shape[0] * features.shape[1]:
+        if not torch.compiler.is_exporting() and at_image.sum() != features.shape[0] * features.shape[1]:
             raise ValueError(
                 f"{int(at_image.sum())} image tokens do not fit {features.shape[0]} images of {features.shape[1]} tokens each"
             )
