@@ -49,6 +49,17 @@ class Limits:
         )
 
 
+def neutral(limits: LimitsLike) -> np.ndarray:
+    """(A,) standing: of every dimension the value nearest to 0 that is allowed."""
+    return np.clip(np.zeros(len(limits.names)), limits.low, limits.high)
+
+
+def approach(limits: LimitsLike, target: np.ndarray, last: np.ndarray, largest_change: np.ndarray) -> np.ndarray:
+    """(A,) as near to ``target`` as the limits, and ``largest_change`` (A,) from ``last``, allow; binary ones may jump."""
+    change = np.where(limits.binary, np.inf, largest_change)
+    return np.clip(np.clip(target, limits.low, limits.high), last - change, last + change)
+
+
 @dataclass(frozen=True)
 class SafeAction:
     """What may be sent: ``action`` (A,), why it is a stop (or None), and which dimensions were limited."""
@@ -83,7 +94,7 @@ class SafetyFilter:
 
     def reset(self) -> None:
         """Forget the last action: the robot stands."""
-        self._last = self._neutral()
+        self._last = neutral(self._spec)
 
     def filter(self, action: np.ndarray, *, observation_age: float = 0.0, action_age: float = 0.0) -> SafeAction:
         """Make ``action`` (A,) safe.
@@ -99,14 +110,9 @@ class SafetyFilter:
         elif not action_age <= self._max_action_age:
             cause = "stale_action"
         if cause is not None:
-            self._last = np.where(self._spec.binary, self._last, self._neutral())
+            self._last = np.where(self._spec.binary, self._last, neutral(self._spec))
             return SafeAction(self._last.astype(np.float32), cause, ())
-        safe = np.clip(action, self._spec.low, self._spec.high)
-        change = np.where(self._spec.binary, np.inf, self._largest_change)
-        safe = np.clip(safe, self._last - change, self._last + change)
+        safe = approach(self._spec, action, self._last, self._largest_change)
         limited = tuple(name for name, before, after in zip(self._spec.names, action, safe) if abs(before - after) > 1e-6)
         self._last = safe
         return SafeAction(safe.astype(np.float32), None, limited)
-
-    def _neutral(self) -> np.ndarray:
-        return np.clip(np.zeros(len(self._spec.names)), self._spec.low, self._spec.high)

@@ -1,0 +1,343 @@
+"""The drive loop: images and a sentence in, velocities out, over any transport, with a supervisor that stops it.
+
+Everything that must not wait is here, everything that may take its time (decoding, the policy) is in other threads. One call
+of ``step`` reads what has arrived, asks the policy if it is time to, and publishes a command: the policy's within the limits,
+a human's, or zero. It never waits for anything, so that a silent camera or a policy that hangs cannot keep it from stopping.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from anyvla.errors import ConfigError, did_you_mean
+from anyvla.ros2.clock import CameraClock
+from anyvla.ros2.commands import TwistOf, named_numbers
+from anyvla.ros2.rates import Rates
+from anyvla.ros2.sources import ActionSource, Observation, Outcome
+from anyvla.ros2.stitching import Stitcher
+from anyvla.ros2.transport import Kind, Message, Transport
+from anyvla_client.safety import Limits
+from anyvla_client.stops import StopLog
+from anyvla_client.supervisor import Event, Multiplexer, Proposal, Supervisor, Watch
+
+_ZEROS_AT_EXIT, _PAUSE_AT_EXIT = 5, 0.02  # so often, and seconds between them: one may be lost
+_EARLY = 0.1  # of the policy's period: so much before its time an image may be used
+
+
+@dataclass(frozen=True)
+class DriveSettings:
+    """What is connected to what.
+
+    Attributes:
+        cameras: the policy's camera -> topic; a topic that ends in "/compressed" carries compressed images.
+        command_topic: where velocities go. stamped: as TwistStamped.
+        instruction: said from the beginning. instruction_topic: where it is said and changed; with an empty one the robot waits.
+        teleop_topic: a human's velocities. resume_after_teleop: go on when the human is silent, instead of waiting for a reset.
+        operator_topic: "reset" releases the latch of a stop, "stop" stops.
+        state_topics: topic -> kind, for the numbers of the robot's state, see ``named_numbers``.
+        pose_topic: the robot's position, for ``workspace``, ((x, y, z), (x, y, z)) in metres: corners of a box not to leave.
+        rate: control steps a second. watch: how long is too long. teleop_silence: seconds until the human has let go.
+    """
+
+    cameras: Mapping[str, str]
+    command_topic: str = "/cmd_vel"
+    stamped: bool = False
+    instruction: str = ""
+    instruction_topic: str | None = None
+    teleop_topic: str | None = None
+    teleop_stamped: bool = False
+    resume_after_teleop: bool = False
+    operator_topic: str | None = None
+    state_topics: Mapping[str, Kind] = field(default_factory=dict)
+    pose_topic: str | None = None
+    workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    rate: float = 50.0
+    watch: Watch = field(default_factory=Watch)
+    teleop_silence: float = 0.25
+
+
+class DriveNode:
+    """Drives one robot. Use it as a context manager: however the block is left, zeros are published.
+
+    Raises ConfigError where the settings do not fit the policy.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        source: ActionSource,
+        settings: DriveSettings,
+        *,
+        log: StopLog | None = None,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        about = source.about
+        _check(settings, source)
+        self._transport, self._source, self._settings, self._steady = transport, source, settings, steady
+        self._log = log or StopLog()
+        self._twist = TwistOf(about.action)
+        limits = Limits.from_spec(about.action)
+        self._supervisor = Supervisor(
+            limits,
+            settings.watch,
+            about.cameras,
+            period=1 / settings.rate,
+            state=bool(about.state),
+            training_range=about.training_range,
+            workspace=None if settings.workspace is None else np.array(settings.workspace, dtype=np.float64),
+        )
+        self._multiplexer = Multiplexer(settings.teleop_silence)
+        self._stitcher = Stitcher(about.fps, limits.binary, about.decay)
+        self.rates = Rates(1 / settings.rate)
+        self._instruction = settings.instruction.strip()
+        self._human = False
+        self._images: dict[str, tuple[float, np.ndarray]] = {}
+        self._state: dict[str, float] = {}
+        self._state_times: dict[str, float] = {}
+        self._due = -np.inf  # on the steady clock: when the policy is asked next
+        self._asked_about: float | None = None  # the stamp of the last question of this episode
+        self._end: tuple[str, str] | None = None
+        self._closed = False
+        # what the transport's threads leave for the next step; appending to a deque needs no lock
+        self._frames: dict[str, deque[tuple[float, np.ndarray]]] = {}
+        self._messages: deque[tuple[Callable[[Message, float, float], None], Message]] = deque(maxlen=256)
+        self._subscribe()
+
+    @property
+    def stopped(self) -> Event | None:
+        """The stop that is latched."""
+        return self._supervisor.stopped
+
+    @property
+    def driving(self) -> bool:
+        """Whether the policy has the robot."""
+        return self._supervisor.driving
+
+    @property
+    def ended(self) -> bool:
+        """Whether the loop should end."""
+        return self._end is not None
+
+    def end(self, cause: str, detail: str = "") -> None:
+        """Ask for the end; may be called from a signal handler or any thread."""
+        self._end = self._end or (cause, detail)
+
+    def step(self) -> None:
+        """One control step."""
+        steady, now = self._steady(), self._transport.now()
+        self.rates.step(steady)
+        self._read_images(now)
+        while self._messages:
+            read, message = self._messages.popleft()
+            read(message, now, steady)
+        human = self._human_command(now, steady)
+        if human is None and self._instruction and self.stopped is None:
+            self._ask(now, steady)
+        if (failure := self._source.failure()) is not None:
+            self._supervisor.stop(failure.cause, failure.detail, now)
+        if (waiting := self._source.waiting()) > self._settings.watch.inference:
+            self._supervisor.stop("policy_timeout", f"no answer for {waiting:.3f} s", now)
+        command = self._supervisor.step(now, steady, self._proposal(now) if human is None else None)
+        self._publish(self._twist(command) if human is None else human)
+        for event in (events := self._supervisor.take_events()):
+            self.rates.counts[event.kind] += 1
+        self._log.write(events)
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Steps at the settings' rate, in real time, until someone asks for the end."""
+        period = 1 / self._settings.rate
+        due = self._steady()
+        while not self.ended and not until():
+            self.step()
+            due += period
+            pause = due - self._steady()
+            if pause > 0:
+                time.sleep(pause)  # shorter than any limit, so that a signal's end is seen in time
+            else:
+                self.rates.counts["late_steps"] += 1
+                due = self._steady()
+
+    def close(self, cause: str = "exit", detail: str = "") -> dict[str, Any]:
+        """Publish zeros, end the source, and say what was measured. The transport stays open; it is the caller's."""
+        if not self._closed:
+            self._closed = True
+            if self._end is not None:
+                cause, detail = self._end
+            for i in range(_ZEROS_AT_EXIT):
+                with Outcome() as outcome:  # whatever is wrong with the transport, try again
+                    self._publish(np.zeros(6))
+                if outcome.error is not None:
+                    print(f"a zero command could not be sent: {outcome.error!r}", file=sys.stderr)
+                if i < _ZEROS_AT_EXIT - 1:
+                    time.sleep(_PAUSE_AT_EXIT)
+            self._log.write([*self._supervisor.take_events(), Event("stop", self._transport.now(), cause, detail)])
+            self._source.close()
+        return self.rates.summary()
+
+    def __enter__(self) -> DriveNode:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.close("node_error", repr(error)[:500])
+
+    def _subscribe(self) -> None:
+        settings, subscribe = self._settings, self._transport.subscribe
+        for camera, topic in settings.cameras.items():
+            frames: deque[tuple[float, np.ndarray]] = deque(maxlen=8)
+            self._frames[camera] = frames
+            subscribe(topic, image_kind(topic), _frame_reader(frames))
+
+        def listen(topic: str | None, kind: Kind, read: Callable[[Message, float, float], None]) -> None:
+            if topic is not None:
+                subscribe(topic, kind, lambda message: self._messages.append((read, message)))
+
+        listen(settings.instruction_topic, "string", self._read_instruction)
+        listen(settings.teleop_topic, "twist_stamped" if settings.teleop_stamped else "twist", self._read_teleop)
+        listen(settings.operator_topic, "string", self._read_operator)
+        listen(settings.pose_topic, "pose_stamped", self._read_pose)
+        for topic, kind in settings.state_topics.items():
+            listen(topic, kind, lambda message, now, steady, topic=topic: self._read_state(topic, message))  # type: ignore[misc]
+
+    def _read_images(self, now: float) -> None:
+        for camera, frames in self._frames.items():
+            for _ in range(len(frames)):
+                taken, image = frames.popleft()
+                if taken > now:
+                    frames.append((taken, image))  # not yet: what a policy sees is never of the future
+                elif self._supervisor.image(camera, taken, image):
+                    known = self._images.get(camera)
+                    if known is None or taken > known[0]:
+                        self._images[camera] = (taken, image)
+
+    def _read_instruction(self, message: Message, now: float, steady: float) -> None:
+        text = message.data.strip()
+        if text != self._instruction:
+            self._instruction = text
+            self._supervisor.note(Event("instruction", now, "", text))
+            self._supervisor.pause()
+            self._begin_episode()
+
+    def _read_teleop(self, message: Message, now: float, steady: float) -> None:
+        if not self._multiplexer.teleop(message.data, steady):
+            return
+        self._human = True
+        self._supervisor.note(Event("takeover", now))
+        if self._settings.resume_after_teleop:
+            self._supervisor.pause()
+        else:
+            self._supervisor.stop("teleop", "a human drives", now)
+
+    def _read_operator(self, message: Message, now: float, steady: float) -> None:
+        word = message.data.strip().lower()
+        if word == "reset":
+            self._supervisor.reset(now)
+            self._images.clear()
+            self._begin_episode()
+        else:  # whatever an operator shouts is a reason to stop
+            self._supervisor.stop("operator", f"said {message.data!r}", now)
+
+    def _read_pose(self, message: Message, now: float, steady: float) -> None:
+        self._supervisor.pose(message.received, message.data[:3])
+
+    def _read_state(self, topic: str, message: Message) -> None:
+        names = self._source.about.state
+        self._state |= named_numbers(message, names)
+        self._state_times[topic] = message.received
+        if len(self._state) == len(names) and len(self._state_times) == len(self._settings.state_topics):
+            self._supervisor.state(min(self._state_times.values()))
+
+    def _human_command(self, now: float, steady: float) -> np.ndarray | None:
+        human = self._multiplexer.human(steady)
+        if human is None and self._human:
+            self._human = False
+            self._supervisor.note(Event("release", now))
+            self._begin_episode()
+        return human
+
+    def _begin_episode(self) -> None:
+        """Forget what was predicted: the next command comes from what is seen from now on."""
+        self._source.restart()
+        self._stitcher.clear()
+        self._asked_about, self._due = None, -np.inf
+
+    def _ask(self, now: float, steady: float) -> None:
+        """Put the newest observation to the policy, at its own rate, and take what it has answered."""
+        about = self._source.about
+        fresh = {camera: one for camera, one in self._images.items() if now - one[0] <= self._settings.watch.camera_age}
+        if steady >= self._due - _EARLY / about.fps and all(camera in fresh for camera in about.cameras) and fresh:
+            stamp = max(taken for taken, _ in fresh.values())
+            state = np.array([self._state[name] for name in about.state]) if len(self._state) == len(about.state) else None
+            if (self._asked_about is None or stamp > self._asked_about) and (state is not None or not about.state):
+                images = {camera: image for camera, (_, image) in fresh.items()}
+                first = self._asked_about is None
+                if self._source.submit(Observation(images, state if about.state else None, self._instruction, stamp, first)):
+                    self._asked_about = stamp
+                    self._due = max(self._due, steady - 1 / about.fps) + 1 / about.fps
+                else:
+                    self.rates.counts["steps_waiting_for_the_policy"] += 1
+        chunk = self._source.latest()
+        if chunk is not None and self._stitcher.add(chunk):
+            self.rates.chunk(chunk.seconds, now - chunk.stamp)
+
+    def _proposal(self, now: float) -> Proposal | None:
+        if not self._instruction or self.stopped is not None:
+            return None
+        found = self._stitcher.action(now)
+        return None if found is None else Proposal(*found)
+
+    def _publish(self, twist: np.ndarray) -> None:
+        kind: Kind = "twist_stamped" if self._settings.stamped else "twist"
+        self._transport.publish(self._settings.command_topic, kind, twist)
+
+
+def drive(node: DriveNode, *, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Steps at the settings' rate, in real time, until ``until`` or someone asks for the end; the measured summary."""
+    with node:
+        node.run(until)
+    return node.close()
+
+
+def image_kind(topic: str) -> Kind:
+    return "compressed_image" if topic.endswith("/compressed") else "image"
+
+
+def _frame_reader(frames: deque[tuple[float, np.ndarray]]) -> Callable[[Message], None]:
+    clock = CameraClock()
+    return lambda message: frames.append((clock.time(message), message.data))
+
+
+def _check(settings: DriveSettings, source: ActionSource) -> None:
+    """Raises ConfigError where the settings do not fit the policy."""
+    about = source.about
+    known = (*about.cameras, *about.optional_cameras)
+    for camera in settings.cameras:
+        if camera not in known:
+            raise ConfigError(f"the policy has no camera {camera!r}{did_you_mean(camera, known)}")
+    for camera in about.cameras:
+        if camera not in settings.cameras:
+            raise ConfigError(f"the policy needs the camera {camera!r}: --camera {camera}=/its/topic")
+    if not settings.cameras:
+        raise ConfigError(f"the policy needs at least one camera: {', '.join(known)}")
+    if not settings.instruction.strip() and settings.instruction_topic is None:
+        raise ConfigError("nobody tells the robot what to do: give --instruction or --instruction-topic")
+    if about.state and not settings.state_topics:
+        raise ConfigError(f"the policy needs the robot's state ({', '.join(about.state)}): --state /its/topic=KIND")
+    if settings.workspace is not None and settings.pose_topic is None:
+        raise ConfigError("a workspace needs --pose-topic: where the robot is")
+    if settings.rate < 10:
+        raise ConfigError(f"{settings.rate:g} control steps a second are too few to stop in time; 10 is the least")
+    if settings.watch.action_age < 1 / about.fps:
+        raise ConfigError(
+            f"actions are too old after {settings.watch.action_age:g} s, but the policy gives one every {1 / about.fps:g} s"
+        )

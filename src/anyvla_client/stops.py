@@ -1,0 +1,47 @@
+"""The log of stops: one JSON line for each, written at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Iterable
+
+from anyvla_client.supervisor import Event
+
+
+class StopLog:
+    """Appends to ``path``; with None it writes to the standard error stream.
+
+    A disk that fails later must not end the loop that sends zeros: the line then goes to the standard error stream.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Raises OSError if the file cannot be opened."""
+        self._file = path.open("a", encoding="utf-8") if path else None
+
+    def write(self, events: Iterable[Event]) -> None:
+        for event in events:
+            line = json.dumps(
+                {
+                    "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                    "clock": round(event.time, 6),
+                    "event": event.kind,
+                    "cause": event.cause,
+                    "detail": event.detail,
+                },
+                ensure_ascii=False,
+            )
+            try:
+                if self._file is not None:
+                    self._file.write(line + "\n")
+                    self._file.flush()
+                    continue
+            except OSError as error:
+                print(f"the log of stops cannot be written: {error}", file=sys.stderr)
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
