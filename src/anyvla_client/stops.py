@@ -19,7 +19,9 @@ class StopLog:
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises OSError if the file cannot be opened."""
-        self._file = path.open("a", encoding="utf-8") if path else None
+        self._path = path
+        if path is not None:
+            path.touch()
 
     def write(self, events: Iterable[Event]) -> None:
         for event in events:
@@ -33,15 +35,11 @@ class StopLog:
                 },
                 ensure_ascii=False,
             )
-            try:
-                if self._file is not None:
-                    self._file.write(line + "\n")
-                    self._file.flush()
+            if self._path is not None:
+                try:
+                    with self._path.open("a", encoding="utf-8") as file:
+                        file.write(line + "\n")
                     continue
-            except OSError as error:
-                print(f"the log of stops cannot be written: {error}", file=sys.stderr)
+                except OSError as error:
+                    print(f"the log of stops cannot be written: {error}", file=sys.stderr)
             print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()

@@ -133,6 +133,7 @@ class Supervisor:
         self._driving = False
         self._stopped: Event | None = None
         self._events: list[Event] = []
+        self._lacking = "no step yet"
 
     @property
     def stopped(self) -> Event | None:
@@ -143,6 +144,13 @@ class Supervisor:
     def driving(self) -> bool:
         """Whether the policy has the robot: neither stopped nor waiting."""
         return self._driving
+
+    @property
+    def status(self) -> str:
+        """For people: driving, stopped and why, or waiting for what."""
+        if self._stopped is not None:
+            return f"stopped: {self._stopped.cause}"
+        return "driving" if self._driving else f"waiting: {self._lacking}"
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, for the log."""
@@ -201,6 +209,7 @@ class Supervisor:
         seconds = self._watch_clocks(now, steady)
         if self._stopped is None:
             doubt = self._observation_doubt(now)
+            self._lacking = "no prediction" if doubt is None else doubt[0]
             if doubt is None and proposal is not None and 0 <= now - proposal.stamp <= self._watch.action_age:
                 self._driving = True
             if self._driving:

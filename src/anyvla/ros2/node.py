@@ -7,10 +7,12 @@ a human's, or zero. It never waits for anything, so that a silent camera or a po
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -39,7 +41,7 @@ class DriveSettings:
     Attributes:
         cameras: the policy's camera -> topic; a topic that ends in "/compressed" carries compressed images.
         command_topic: where velocities go. stamped: as TwistStamped.
-        instruction: said from the beginning. instruction_topic: where it is said and changed; with an empty one the robot waits.
+        instruction: said from the beginning. instruction_topic: where it is said and changed; if it is empty the robot waits.
         teleop_topic: a human's velocities. resume_after_teleop: go on when the human is silent, instead of waiting for a reset.
         operator_topic: "reset" releases the latch of a stop, "stop" stops.
         state_topics: topic -> kind, for the numbers of the robot's state, see ``named_numbers``.
@@ -78,10 +80,14 @@ class DriveNode:
         *,
         log: StopLog | None = None,
         steady: Callable[[], float] = time.monotonic,
+        rest: Callable[[float], None] = time.sleep,
+        on_status: Callable[[str], None] = lambda status: None,
     ) -> None:
+        """``steady``, ``rest``: the clock and the sleep of the control loop. ``on_status``: told what it does or waits for."""
         about = source.about
         _check(settings, source)
-        self._transport, self._source, self._settings, self._steady = transport, source, settings, steady
+        self._transport, self._source, self._settings = transport, source, settings
+        self._steady, self._rest, self._on_status, self._status = steady, rest, on_status, ""
         self._log = log or StopLog()
         self._twist = TwistOf(about.action)
         limits = Limits.from_spec(about.action)
@@ -150,6 +156,12 @@ class DriveNode:
         for event in (events := self._supervisor.take_events()):
             self.rates.counts[event.kind] += 1
         self._log.write(events)
+        status = "a human drives" if human is not None else self._supervisor.status
+        if status.startswith("waiting") and not self._instruction:
+            status = "waiting for an instruction"
+        if status != self._status:
+            self._status = status
+            self._on_status(status)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Steps at the settings' rate, in real time, until someone asks for the end."""
@@ -160,7 +172,7 @@ class DriveNode:
             due += period
             pause = due - self._steady()
             if pause > 0:
-                time.sleep(pause)  # shorter than any limit, so that a signal's end is seen in time
+                self._rest(pause)  # shorter than any limit, so that a signal's end is seen in time
             else:
                 self.rates.counts["late_steps"] += 1
                 due = self._steady()
@@ -177,7 +189,7 @@ class DriveNode:
                 if outcome.error is not None:
                     print(f"a zero command could not be sent: {outcome.error!r}", file=sys.stderr)
                 if i < _ZEROS_AT_EXIT - 1:
-                    time.sleep(_PAUSE_AT_EXIT)
+                    self._rest(_PAUSE_AT_EXIT)
             self._log.write([*self._supervisor.take_events(), Event("stop", self._transport.now(), cause, detail)])
             self._source.close()
         return self.rates.summary()
@@ -306,6 +318,21 @@ def drive(node: DriveNode, *, until: Callable[[], bool] = lambda: False) -> dict
     with node:
         node.run(until)
     return node.close()
+
+
+@contextmanager
+def signals_end(node: DriveNode) -> Iterator[None]:
+    """While in it, SIGINT, SIGTERM and SIGHUP end the drive in good order, with zeros. For the main thread."""
+
+    def handle(number: int, frame: object) -> None:
+        node.end("signal", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def image_kind(topic: str) -> Kind:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from anyvla.errors import AnyVLAError
-from anyvla.policies.policy import Policy, Session
 
 
 @dataclass(frozen=True)
@@ -195,34 +194,6 @@ class Answers:
                 else:
                     self._chunk = Chunk(actions, question.stamp, self.steady() - self._asked)
             self._question = None
-
-
-def in_process(policy: Policy, *, background: bool = True) -> Answers:
-    """A policy of this process. Its own execution and safety filter stay out of the way: the drive loop has both."""
-    from anyvla.config import EnsembleConfig
-
-    session: list[Session] = []
-
-    def infer(observation: Observation) -> np.ndarray:
-        if observation.first or not session:
-            session[:] = [policy.start(observation.instruction)]
-        return policy.predict(session, [observation.images], [observation.state])[0]
-
-    spec, execution = policy.spec(), policy.config.execution
-    statistics = policy.transforms.statistics
-    known = {"min", "max"} <= statistics.keys()
-    about = DrivenBy(
-        action=spec.action,
-        cameras=tuple(camera for camera in spec.cameras if camera not in spec.optional_cameras),
-        optional_cameras=spec.optional_cameras,
-        state=spec.state,
-        fps=spec.fps,
-        training_range=np.stack([statistics["min"], statistics["max"]]) if known else None,
-        decay=execution.decay if isinstance(execution, EnsembleConfig) else None,
-    )
-    blank = {camera: np.zeros((*spec.image_size, 3), np.uint8) for camera in spec.cameras}
-    infer(Observation(blank, np.zeros(len(spec.state)) if spec.state else None, "warm up", 0.0, first=True))
-    return Answers(about, infer, background=background)
 
 
 def server_lost(error: BaseException) -> str:
