@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from anyvla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from anyvla.ros2.sources import ActionSource
 
 ros2_app = typer.Typer(help="On the robot, over ROS 2 topics.", no_args_is_help=True)
 
@@ -73,6 +76,107 @@ def record_command(
                 print(f"{out}: {len(writer)} episodes")
     finally:
         line.close()
+
+
+@ros2_app.command("run")
+def run_command(
+    run: Annotated[Path | None, typer.Argument(help="a run or checkpoint folder, to compute here", show_default=False)] = None,
+    server: Annotated[str | None, typer.Option(help="ws://host:port of `anyvla serve` instead")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="file that holds the server's key")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="topic of images, or NAME=TOPIC; .../compressed is")] = None,
+    cmd_vel: Annotated[str, typer.Option(help="topic of the commands")] = "/cmd_vel",
+    stamped: Annotated[bool, typer.Option("--stamped", help="send TwistStamped, not Twist")] = False,
+    instruction: Annotated[str, typer.Option(help="sentence to obey from the beginning")] = "",
+    instruction_topic: Annotated[str | None, typer.Option(help="topic of the sentences (String); empty: wait")] = None,
+    teleop_topic: Annotated[str | None, typer.Option(help="topic of a human's commands, which always win (Twist)")] = None,
+    teleop_stamped: Annotated[bool, typer.Option("--teleop-stamped", help="they are TwistStamped")] = False,
+    resume_after_teleop: Annotated[bool, typer.Option("--resume-after-teleop", help="go on without a reset")] = False,
+    reset_topic: Annotated[
+        str, typer.Option(help="topic (String): reset releases a stop, anything else stops")
+    ] = "/anyvla/reset",
+    mapping: Annotated[Path | None, typer.Option(help="YAML file of the robot's state, as for record")] = None,
+    pose_topic: Annotated[str | None, typer.Option(help="topic of the robot's PoseStamped, for --workspace")] = None,
+    workspace: Annotated[str | None, typer.Option(help="x,y,z:x,y,z in metres, corners of a box not to leave")] = None,
+    rate: Annotated[float, typer.Option(min=10, max=1000, help="control steps per second")] = 50.0,
+    max_image_age: Annotated[float, typer.Option(min=0.001, help="seconds; an older image stops the robot")] = 0.25,
+    max_action_age: Annotated[float, typer.Option(min=0.001, help="seconds since what it was predicted from was seen")] = 1.5,
+    max_inference: Annotated[float, typer.Option(min=0.001, help="seconds for one answer of the policy")] = 1.0,
+    frozen_images: Annotated[int, typer.Option(min=1, help="the same image again, so many times, stops the robot")] = 5,
+    stop_log: Annotated[Path | None, typer.Option(help="append every stop and its cause here, as JSON lines")] = None,
+    transport: TransportName = "dds",
+    domain: Domain = None,
+    loopback: Loopback = False,
+) -> None:
+    """Drive a robot over topics, until Ctrl-C. Any doubt stops it, until a reset; docs/safety.md says which."""
+    import json
+
+    from anyvla.ros2.mapping import read_mapping
+    from anyvla.ros2.node import DriveNode, DriveSettings, drive, signals_end
+    from anyvla.ros2.opening import open_transport
+    from anyvla_client.stops import StopLog
+    from anyvla_client.supervisor import Watch
+
+    settings = DriveSettings(
+        cameras=_cameras(camera or []),
+        command_topic=cmd_vel,
+        stamped=stamped,
+        instruction=instruction,
+        instruction_topic=instruction_topic,
+        teleop_topic=teleop_topic,
+        teleop_stamped=teleop_stamped,
+        resume_after_teleop=resume_after_teleop,
+        operator_topic=reset_topic,
+        state=read_mapping(mapping).state if mapping else (),
+        pose_topic=pose_topic,
+        workspace=_box(workspace),
+        rate=rate,
+        watch=Watch(camera_age=max_image_age, action_age=max_action_age, inference=max_inference, frozen_images=frozen_images),
+    )
+    try:
+        log = StopLog(stop_log)
+    except OSError as error:
+        raise ConfigError(f"--stop-log {stop_log} cannot be written: {error}") from error
+    source = _source(run, server, api_key_file, max_inference)
+    line = open_transport(transport, domain, loopback)
+    try:
+        node = DriveNode(line, source, settings, log=log, on_status=lambda status: print(status, flush=True))
+        with signals_end(node):
+            print(json.dumps(drive(node), indent=1))
+    finally:
+        line.close()
+
+
+def _source(run: Path | None, server: str | None, api_key_file: Path | None, timeout: float) -> ActionSource:
+    """The policy in ``run`` or behind ``server``."""
+    if (run is None) == (server is None):
+        raise ConfigError("give a run, or --server ws://host:port")
+    if run is not None:
+        from anyvla.policies.policy import Policy
+        from anyvla.ros2.in_process import in_process
+
+        return in_process(Policy.load(run))
+    from anyvla.ros2.remote import behind_server
+    from anyvla_client.client import ClientError, PolicyClient
+
+    assert server is not None
+    try:
+        key = api_key_file.read_text().strip() if api_key_file else None
+        return behind_server(PolicyClient(server, key), timeout=timeout)
+    except (ClientError, OSError) as error:
+        raise ConfigError(f"--server {server}: {error}") from error
+
+
+def _box(text: str | None) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """``-1,-2,0:3,2,1`` -> its corners."""
+    if text is None:
+        return None
+    try:
+        (a, b, c), (x, y, z) = (map(float, corner.split(",")) for corner in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--workspace is x,y,z:x,y,z in metres, not {text!r}") from None
+    if not (a < x and b < y and c < z):
+        raise ConfigError(f"--workspace {text!r}: the first corner must be the smaller one in x, y and z")
+    return (a, b, c), (x, y, z)
 
 
 def _read_keys(put: Callable[[str], None]) -> None:

@@ -87,6 +87,12 @@ class PolicyClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection that neither side has ended: False as soon as a server that dies is noticed."""
+        connection = self._connection
+        return connection is not None and connection.protocol.state.name == "OPEN"
+
     def infer(self, observation: Mapping[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
         """One observation -> the server's answer, ``actions`` (L, A) in it.
 

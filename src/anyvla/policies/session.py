@@ -108,6 +108,11 @@ class PolicyBase(ABC):
             fps=transforms.fps,
         )
 
+    def training_range(self) -> list[list[float]] | None:
+        """[smallest, largest] action of the training data, each A numbers in robot units; None if that was not kept."""
+        statistics = self.transforms.statistics
+        return [statistics[end].tolist() for end in ("min", "max")] if {"min", "max"} <= statistics.keys() else None
+
     def start(self, instruction: str) -> Session:
         """Begin an episode of one robot."""
         safety = self.config.safety

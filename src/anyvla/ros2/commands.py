@@ -1,19 +1,16 @@
-"""From a policy's actions to a Twist, and from messages to the numbers of the robot's state."""
+"""From a policy's actions to a Twist."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import pi
 from typing import Any
 
 import numpy as np
 
 from anyvla.errors import ConfigError, did_you_mean
-from anyvla.ros2.transport import Kind, Message
 
 TWIST = ("linear_x", "linear_y", "linear_z", "angular_x", "angular_y", "angular_z")
-POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
-_JOINT = ("position", "velocity", "effort")
 # unit -> metres or radians per second
 _UNITS = {
     "linear": {"m/s": 1.0, "": 1.0, "cm/s": 0.01, "mm/s": 0.001, "km/h": 1 / 3.6},
@@ -44,28 +41,3 @@ class TwistOf:
         twist = np.zeros(len(TWIST))
         twist[self._places] = action * np.array(self._factors)
         return twist
-
-
-def named_numbers(message: Message, names: Sequence[str]) -> dict[str, float]:
-    """Those of ``names`` that a message holds.
-
-    Twists hold ``linear_x`` ... ``angular_z``; poses ``x y z qx qy qz qw``; joint states every joint's position as its name,
-    and ``<name>.velocity`` and ``<name>.effort``; arrays hold all of ``names``, in order, or nothing.
-    """
-    if message.kind in ("twist", "twist_stamped"):
-        numbers = dict(zip(TWIST, message.data, strict=True))
-    elif message.kind == "pose_stamped":
-        numbers = dict(zip(POSE, message.data, strict=True))
-    elif message.kind == "joint_state":
-        numbers = {}
-        for joint, values in message.data.items():
-            numbers[joint] = values[0]
-            numbers |= {f"{joint}.{what}": value for what, value in zip(_JOINT, values, strict=True)}
-    elif message.kind == "float64_array" and len(message.data) == len(names):
-        numbers = dict(zip(names, message.data, strict=True))
-    else:
-        numbers = {}
-    return {name: float(numbers[name]) for name in names if name in numbers and np.isfinite(numbers[name])}
-
-
-STATE_KINDS: tuple[Kind, ...] = ("float64_array", "joint_state", "twist", "twist_stamped", "pose_stamped")

@@ -16,18 +16,17 @@ def in_process(policy: Policy, *, background: bool = True) -> Answers:
     def infer(observation: Observation) -> np.ndarray:
         if observation.first or not session:
             session[:] = [policy.start(observation.instruction)]
-        return policy.predict(session, [observation.images], [observation.state])[0]
+        return policy.chunk_batch(session, [observation.images], states=[observation.state])[0]
 
     spec, execution = policy.spec(), policy.config.execution
-    statistics = policy.transforms.statistics
-    known = {"min", "max"} <= statistics.keys()
+    seen = policy.training_range()
     about = DrivenBy(
         action=spec.action,
         cameras=tuple(camera for camera in spec.cameras if camera not in spec.optional_cameras),
         optional_cameras=spec.optional_cameras,
         state=spec.state,
         fps=spec.fps,
-        training_range=np.stack([statistics["min"], statistics["max"]]) if known else None,
+        training_range=None if seen is None else np.array(seen),
         decay=execution.decay if isinstance(execution, EnsembleConfig) else None,
     )
     blank = {camera: np.zeros((*spec.image_size, 3), np.uint8) for camera in spec.cameras}

@@ -187,6 +187,15 @@ def _getter(kind: Kind, item: StateField, where: str) -> Callable[[Any], Any]:
     raise ConfigError(f"{where}: {item.name}: a {kind} has no field {name!r}{hint}")
 
 
+def live_value(item: StateField, data: Any) -> float | None:
+    """The item's number in one message of its topic; None if this message does not have it, or not as a finite number."""
+    found = _getter(live_kind(item), item, item.topic)(data)
+    if found is None:
+        return None
+    value = float(_component(item, np.asarray(found, dtype=np.float64).reshape(1, -1))[0])
+    return value if np.isfinite(value) else None
+
+
 def state_values(item: StateField, found: Series, ticks: np.ndarray) -> np.ndarray:
     """(T,) the newest value at each tick."""
     return _component(item, found.values[newest(found.times, ticks)])

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,11 +21,12 @@ import numpy as np
 
 from anyvla.errors import ConfigError, did_you_mean
 from anyvla.ros2.clock import CameraClock
-from anyvla.ros2.commands import TwistOf, named_numbers
+from anyvla.ros2.commands import TwistOf
+from anyvla.ros2.mapping import StateField, live_kind, live_value
 from anyvla.ros2.rates import Rates
 from anyvla.ros2.sources import ActionSource, Observation, Outcome
-from anyvla.ros2.stitching import Stitcher
 from anyvla.ros2.transport import Kind, Message, Transport
+from anyvla_client.brokers import Timeline
 from anyvla_client.safety import Limits
 from anyvla_client.stops import StopLog
 from anyvla_client.supervisor import Event, Multiplexer, Proposal, Supervisor, Watch
@@ -44,7 +45,7 @@ class DriveSettings:
         instruction: said from the beginning. instruction_topic: where it is said and changed; if it is empty the robot waits.
         teleop_topic: a human's velocities. resume_after_teleop: go on when the human is silent, instead of waiting for a reset.
         operator_topic: "reset" releases the latch of a stop, "stop" stops.
-        state_topics: topic -> kind, for the numbers of the robot's state, see ``named_numbers``.
+        state: where each number of the robot's state comes from.
         pose_topic: the robot's position, for ``workspace``, ((x, y, z), (x, y, z)) in metres: corners of a box not to leave.
         rate: control steps a second. watch: how long is too long. teleop_silence: seconds until the human has let go.
     """
@@ -58,7 +59,7 @@ class DriveSettings:
     teleop_stamped: bool = False
     resume_after_teleop: bool = False
     operator_topic: str | None = None
-    state_topics: Mapping[str, Kind] = field(default_factory=dict)
+    state: Sequence[StateField] = ()
     pose_topic: str | None = None
     workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     rate: float = 50.0
@@ -101,13 +102,12 @@ class DriveNode:
             workspace=None if settings.workspace is None else np.array(settings.workspace, dtype=np.float64),
         )
         self._multiplexer = Multiplexer(settings.teleop_silence)
-        self._stitcher = Stitcher(about.fps, limits.binary, about.decay)
+        self._timeline = Timeline(1 / about.fps, decay=about.decay, binary=limits.binary)
         self.rates = Rates(1 / settings.rate)
         self._instruction = settings.instruction.strip()
         self._human = False
         self._images: dict[str, tuple[float, np.ndarray]] = {}
-        self._state: dict[str, float] = {}
-        self._state_times: dict[str, float] = {}
+        self._state: dict[str, tuple[float, float]] = {}  # value, when it arrived
         self._due = -np.inf  # on the steady clock: when the policy is asked next
         self._asked_about: float | None = None  # the stamp of the last question of this episode
         self._end: tuple[str, str] | None = None
@@ -218,8 +218,8 @@ class DriveNode:
         listen(settings.teleop_topic, "twist_stamped" if settings.teleop_stamped else "twist", self._read_teleop)
         listen(settings.operator_topic, "string", self._read_operator)
         listen(settings.pose_topic, "pose_stamped", self._read_pose)
-        for topic, kind in settings.state_topics.items():
-            listen(topic, kind, lambda message, now, steady, topic=topic: self._read_state(topic, message))  # type: ignore[misc]
+        for topic, kind in {(item.topic, live_kind(item)) for item in settings.state}:
+            listen(topic, kind, self._state_reader(topic))
 
     def _read_images(self, now: float) -> None:
         for camera, frames in self._frames.items():
@@ -262,12 +262,18 @@ class DriveNode:
     def _read_pose(self, message: Message, now: float, steady: float) -> None:
         self._supervisor.pose(message.received, message.data[:3])
 
-    def _read_state(self, topic: str, message: Message) -> None:
-        names = self._source.about.state
-        self._state |= named_numbers(message, names)
-        self._state_times[topic] = message.received
-        if len(self._state) == len(names) and len(self._state_times) == len(self._settings.state_topics):
-            self._supervisor.state(min(self._state_times.values()))
+    def _state_reader(self, topic: str) -> Callable[[Message, float, float], None]:
+        items = [item for item in self._settings.state if item.topic == topic]
+
+        def read(message: Message, now: float, steady: float) -> None:
+            for item in items:
+                value = live_value(item, message.data)
+                if value is not None:
+                    self._state[item.name] = value, message.received
+            if all(name in self._state for name in self._source.about.state):
+                self._supervisor.state(min(self._state[name][1] for name in self._source.about.state))
+
+        return read
 
     def _human_command(self, now: float, steady: float) -> np.ndarray | None:
         human = self._multiplexer.human(steady)
@@ -280,7 +286,7 @@ class DriveNode:
     def _begin_episode(self) -> None:
         """Forget what was predicted: the next command comes from what is seen from now on."""
         self._source.restart()
-        self._stitcher.clear()
+        self._timeline.clear()
         self._asked_about, self._due = None, -np.inf
 
     def _ask(self, now: float, steady: float) -> None:
@@ -289,24 +295,27 @@ class DriveNode:
         fresh = {camera: one for camera, one in self._images.items() if now - one[0] <= self._settings.watch.camera_age}
         if steady >= self._due - _EARLY / about.fps and all(camera in fresh for camera in about.cameras) and fresh:
             stamp = max(taken for taken, _ in fresh.values())
-            state = np.array([self._state[name] for name in about.state]) if len(self._state) == len(about.state) else None
-            if (self._asked_about is None or stamp > self._asked_about) and (state is not None or not about.state):
+            known = all(name in self._state for name in about.state)
+            if known and (self._asked_about is None or stamp > self._asked_about):
+                state = np.array([self._state[name][0] for name in about.state]) if about.state else None
                 images = {camera: image for camera, (_, image) in fresh.items()}
                 first = self._asked_about is None
-                if self._source.submit(Observation(images, state if about.state else None, self._instruction, stamp, first)):
+                if self._source.submit(Observation(images, state, self._instruction, stamp, first)):
                     self._asked_about = stamp
                     self._due = max(self._due, steady - 1 / about.fps) + 1 / about.fps
                 else:
                     self.rates.counts["steps_waiting_for_the_policy"] += 1
         chunk = self._source.latest()
-        if chunk is not None and self._stitcher.add(chunk):
+        if chunk is not None and self._timeline.add(chunk.actions, chunk.stamp):
             self.rates.chunk(chunk.seconds, now - chunk.stamp)
 
     def _proposal(self, now: float) -> Proposal | None:
         if not self._instruction or self.stopped is not None:
             return None
-        found = self._stitcher.action(now)
-        return None if found is None else Proposal(*found)
+        # the timeline takes the nearest action; a command that is sent so often is the one whose time has begun
+        begun = now - (1 / self._source.about.fps - 1 / self._settings.rate) / 2
+        action = self._timeline.action(begun)
+        return None if action is None else Proposal(action, now - self._timeline.age(now))
 
     def _publish(self, twist: np.ndarray) -> None:
         kind: Kind = "twist_stamped" if self._settings.stamped else "twist"
@@ -358,8 +367,9 @@ def _check(settings: DriveSettings, source: ActionSource) -> None:
         raise ConfigError(f"the policy needs at least one camera: {', '.join(known)}")
     if not settings.instruction.strip() and settings.instruction_topic is None:
         raise ConfigError("nobody tells the robot what to do: give --instruction or --instruction-topic")
-    if about.state and not settings.state_topics:
-        raise ConfigError(f"the policy needs the robot's state ({', '.join(about.state)}): --state /its/topic=KIND")
+    for name in about.state:
+        if name not in [item.name for item in settings.state]:
+            raise ConfigError(f"the policy needs {name!r} of the robot's state: name its topic in a mapping file (--mapping)")
     if settings.workspace is not None and settings.pose_topic is None:
         raise ConfigError("a workspace needs --pose-topic: where the robot is")
     if settings.rate < 10:

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from anyvla.errors import AnyVLAError
-
 
 @dataclass(frozen=True)
 class Observation:
@@ -112,12 +110,14 @@ class Outcome:
 class Answers:
     """Asks ``infer``, which may take its time, in a thread of its own; with ``background=False`` at once, for lockstep.
 
-    ``cause``: what a failure is called. A question that is never answered leaves the thread behind; it ends with the process.
+    ``cause``: what a failure is called. ``lost``: whether the next question could not even be put. A question that is never
+    answered leaves the thread behind; it ends with the process.
     """
 
     about: DrivenBy
     infer: Callable[[Observation], np.ndarray]
     cause: Callable[[BaseException], str] = lambda error: "policy_error"
+    lost: Callable[[], bool] = lambda: False
     background: bool = True
     steady: Callable[[], float] = time.monotonic
     _ready: Condition = field(default_factory=Condition, init=False)
@@ -150,6 +150,8 @@ class Answers:
 
     def failure(self) -> Failure | None:
         with self._ready:
+            if self._failure is None and self._chunk is not None and self.lost():
+                self._failure = Failure("server_lost", "the connection was lost")
             return self._failure
 
     def waiting(self) -> float:
@@ -194,8 +196,3 @@ class Answers:
                 else:
                     self._chunk = Chunk(actions, question.stamp, self.steady() - self._asked)
             self._question = None
-
-
-def server_lost(error: BaseException) -> str:
-    """What a failure of a server's client is called."""
-    return "policy_error" if isinstance(error, AnyVLAError | ValueError) else "server_lost"

@@ -116,6 +116,7 @@ class PolicyServer:
             "fingerprint": hashlib.sha256(self.policy.transforms.to_json().encode()).hexdigest(),
             "execution": self.policy.config.execution.model_dump(),
             "needs_every_frame": self.policy.has_history,
+            "training_range": self.policy.training_range(),
             "max_bytes": self.settings.max_bytes,
         }
 
