@@ -17,12 +17,17 @@ def behind_server(client: PolicyClient, *, timeout: float) -> Answers:
     A lost connection is a failure at once, not when the next question is due; after a restart it is made anew.
     """
 
+    made = 0  # connections, when the episode began: on a new one the server knows nothing of it
+
     def infer(observation: Observation) -> np.ndarray:
         request: dict[str, Any] = {"images": dict(observation.images), "prompt": observation.instruction}
         request |= {"stamp": observation.stamp, "reset": observation.first}
         if observation.state is not None:
             request["state"] = observation.state.astype(np.float32)
+        nonlocal made
         actions: np.ndarray = client.infer(request, timeout=timeout)["actions"]
+        if observation.first:
+            made = client.connections
         return actions
 
     def cause(error: BaseException) -> str:
@@ -30,7 +35,7 @@ def behind_server(client: PolicyClient, *, timeout: float) -> Answers:
             return "policy_timeout"
         return "server_lost" if isinstance(error, ServerLostError) else "policy_error"
 
-    return Answers(_about(client.metadata), infer, cause, lambda: not client.connected)
+    return Answers(_about(client.metadata), infer, cause, lambda: not client.connected or client.connections != made)
 
 
 def _about(metadata: dict[str, Any]) -> DrivenBy:
