@@ -358,6 +358,9 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
     api_key_file: Annotated[Path | None, typer.Option(help="openpi: clients must know the key in it")] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="openpi: connections at once")] = 64,
+    watch_port: Annotated[
+        int | None, typer.Option(min=0, help="openpi: show what robots see and are told in a browser")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="openpi: torch.compile; minutes at the start")] = False,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="openpi: what the model computes in")] = "fp32",
     int8: Annotated[bool, typer.Option("--int8", help="openpi: linear layers in 8 bit, on a CPU")] = False,
@@ -380,6 +383,7 @@ def serve(
             "int8": int8,
             "dtype": dtype != "fp32",
             "max-clients": max_clients != 64,
+            "watch-port": watch_port is not None,
         },
         "vla-eval": {
             "benchmark": benchmark,
@@ -408,7 +412,14 @@ def serve(
     policy = Policy.load(run, checkpoint=checkpoint, execution=chosen, source=source, device=device)
     speed_up(policy, compiled=compiled, bf16=dtype == "bf16", int8=int8)
     settings = ServerSettings(host=host, port=port, api_key=key, batch=batch, max_clients=max_clients)
-    server = PolicyServer(policy, settings)
+    monitor = None
+    if watch_port is not None:
+        from anyvla.serving.monitor import Monitor
+        from anyvla.watch.server import start
+
+        monitor = Monitor(policy.transforms.spec, policy.transforms.fps)
+        print(f"looking on: {start(monitor, title=str(run), port=watch_port).address}", flush=True)
+    server = PolicyServer(policy, settings, monitor)
     if key is None and not is_loopback(host):
         Console(stderr=True).print("[yellow]warning:[/] whoever reaches this machine can use the policy: see --api-key-file")
     print("warming up", flush=True)

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from anyvla.cli import app
 from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.policies.policy import Policy
+from anyvla.serving.monitor import Monitor
 from anyvla.serving.server import PolicyServer, ServerSettings, read_key, running
 from tests.serving.arm_policy import SIZE, arm_policy
 
@@ -456,6 +457,20 @@ def test_a_port_that_is_taken_is_told(policy: Policy) -> None:
             running(PolicyServer(policy, ServerSettings(port=port))),
         ):
             pass
+
+
+def test_whoever_looks_on_sees_what_a_robot_sent_and_got(policy: Policy) -> None:
+    monitor = Monitor(policy.transforms.spec, FPS)
+    with running(PolicyServer(policy, ServerSettings(port=0), monitor)) as uri, PolicyClient(uri) as client:
+        sent = observation(3, "Go right.")
+        got = client.infer(sent)["actions"]
+    (robot,) = monitor.robots()
+    shown = monitor.shown(robot)
+    assert shown is not None
+    assert shown.moment.instruction == "Go right."
+    np.testing.assert_array_equal(shown.moment.chunk, got)
+    for camera, image in sent["images"].items():
+        np.testing.assert_array_equal(shown.moment.images[camera], image)
 
 
 # ------------------------------------------------------------------------------------------------------------------- its end

@@ -27,6 +27,7 @@ import anyvla
 from anyvla.errors import ConfigError, DataError, MissingExtraError
 from anyvla.policies.policy import Policy
 from anyvla.serving.metrics import Metrics
+from anyvla.serving.monitor import Moment, Monitor
 from anyvla.serving.requests import Answer, Episode, Request, UnsafeActionError, answer_batch, read_observation
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class PolicyServer:
     Raises MissingExtraError without the extra ``serve``.
     """
 
-    def __init__(self, policy: Policy, settings: ServerSettings | None = None) -> None:
+    def __init__(self, policy: Policy, settings: ServerSettings | None = None, monitor: Monitor | None = None) -> None:
+        """``monitor`` is shown every answer, for people who look on."""
         try:
             from websockets.asyncio.server import serve
 
@@ -100,6 +102,7 @@ class PolicyServer:
         self._serve, self._wire = serve, wire
         self.policy, self.settings = policy, settings or ServerSettings()
         self.metrics = Metrics()
+        self._monitor = monitor
         self.spec = policy.spec()
         self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
         self._busy: dict[ServerConnection, bool] = {}  # every connected client: whether it has a request in flight
@@ -263,12 +266,13 @@ class PolicyServer:
 
     async def _answer_all(self, connection: ServerConnection, gone: asyncio.Task[None]) -> None:
         episode = Episode()
+        robot = "{}:{}".format(*connection.remote_address[:2])
         previous: float | None = None
         while not self._stopping:
             frame = await connection.recv()
             arrived = time.perf_counter()
             self._busy[connection] = True
-            message = await self._answer(episode, frame, gone, previous)
+            message = await self._answer(robot, episode, frame, gone, previous)
             if message is None:
                 return
             await self._send(connection, message)
@@ -279,7 +283,7 @@ class PolicyServer:
         await connection.close(1001, "the server stops")
 
     async def _answer(
-        self, episode: Episode, frame: str | bytes, gone: asyncio.Task[None], previous: float | None
+        self, robot: str, episode: Episode, frame: str | bytes, gone: asyncio.Task[None], previous: float | None
     ) -> bytes | None:
         """The frame that answers ``frame``; None if its client went away meanwhile. Raises Refusal."""
         try:
@@ -313,7 +317,11 @@ class PolicyServer:
             self.metrics.model_seconds.add(result.seconds)
             self.metrics.batch_size.add(result.batch)
         self.metrics.missed_frames += max(0, episode.missed - missed)
-        timing = {"infer_ms": 1e3 * (time.perf_counter() - request.arrived)}
+        elapsed = 1e3 * (time.perf_counter() - request.arrived)
+        timing = {"infer_ms": elapsed}
+        if self._monitor is not None:
+            images = request.observation.images
+            self._monitor.show(Moment(robot, episode.prompt, images, result.chunk, result.chunk[0], step_ms=elapsed))
         if previous is not None:
             timing["prev_total_ms"] = 1e3 * previous
         reply: dict[str, Any] = {key: message[key] for key in ("request_id", "stamp") if key in message}
