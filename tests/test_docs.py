@@ -15,11 +15,17 @@ from anyvla.config import parse_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
+# pages that take long; the others are executed by `make test`
+LONG = {"convert.md", "deploy.md", "metaworld.md", "scaling.md", "serving.md", "watch.md"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else ()) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_what_a_page_says_works(page: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import click
 import pytest
 import typer
 
@@ -84,9 +83,8 @@ def test_launch_files_use_options_that_exist(monkeypatch: pytest.MonkeyPatch) ->
 
     from anyvla.cli_ros2 import ros2_app
 
-    group = typer.main.get_command(ros2_app)
-    verbs = group.commands if isinstance(group, click.Group) else {"record": group}
-    assert set(verbs) <= {"record", "run"}
+    verbs = typer.main.get_command(ros2_app).commands
+    assert set(verbs) == {"record", "run"}
     for verb, command in verbs.items():
         options = {option for parameter in command.params for option in parameter.opts}
         arguments = files["drive" if verb == "run" else verb].ARGUMENTS
