@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from anyvla.evaluation.navigation import machine
+from anyvla.evaluation.driving import machine
 from anyvla.evaluation.statistics import percentiles
 
 RESULTS = Path(__file__).parent / "results"

@@ -57,8 +57,8 @@ def drive(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from anyvla.simulation.gl import choose_backend
 
     choose_backend()
+    from anyvla.evaluation.simulated_robot import SimulatedRobot, Topics
     from anyvla.ros2.dds import DdsTransport
-    from anyvla.ros2.simulated import SimulatedRobot, Topics
     from anyvla.simulation.env import BoxNav
 
     topics = Topics(camera=OTHER_CAMERA if arguments.compressed else CAMERA, command=COMMAND)

@@ -208,6 +208,7 @@ def evaluate(
     execution: Annotated[
         str | None, typer.Option(help="first, receding:STEPS or ensemble:DECAY, instead of the run's own")
     ] = None,
+    source: Annotated[str | None, typer.Option(help="of a mixture that it was trained on, whose scale the robot has")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="write the result file here")] = None,
     report: Annotated[Path | None, typer.Option(help="write the report page here")] = None,
     workers: Workers = 2,
@@ -232,8 +233,11 @@ def evaluate(
     if env == "calvin":
         from anyvla.evaluation.calvin.evaluate import describe_result, evaluate_calvin
 
-        if calvin_root is None or driver is None or report is not None:
-            raise ConfigError("--env calvin takes a run, wants --calvin-root, and writes --json and --videos but no --report")
+        if calvin_root is None or driver is None or report is not None or source is not None:
+            raise ConfigError(
+                "--env calvin takes a run, wants --calvin-root, finds --source in the run, and writes --json and --videos but "
+                "no --report"
+            )
         result = evaluate_calvin(
             driver,
             calvin_root,
@@ -251,6 +255,7 @@ def evaluate(
         settings["episodes"] = episodes
     if image_size:
         settings["image_size"] = _size(image_size)
+    settings["source"] = source
     film: Any
     if env == "nav":
         from anyvla.evaluation.navigation import evaluate_nav, film_nav

@@ -90,15 +90,15 @@ def test_an_interrupted_evaluation_goes_on(run: Path, tmp_path: Path, monkeypatc
     lines = log.read_text().splitlines()
     log.write_text("\n".join(lines[:3]) + "\n" + lines[3][: len(lines[3]) // 2])  # killed in the middle of the third line
     driven = []
-    from anyvla.evaluation import navigation
+    from anyvla.evaluation import driving
 
-    original = navigation.rollout_policy
+    original = driving.rollout_policy
 
     def count(policy, tasks, *rest, **options):
         driven.extend(tasks)
         return original(policy, tasks, *rest, **options)
 
-    monkeypatch.setattr(navigation, "rollout_policy", count)
+    monkeypatch.setattr(driving, "rollout_policy", count)
     again = _evaluate(run, log_file=log)
     assert len(driven) == 2
     assert again["step_latency_ms"].keys() == whole["step_latency_ms"].keys()

@@ -14,12 +14,12 @@ import pytest
 
 from anyvla.actions import NAV2
 from anyvla.config import load_config
+from anyvla.evaluation.simulated_robot import SimulatedRobot, Topics
 from anyvla.evaluation.tasks import nav_tasks
 from anyvla.policies.policy import Policy
 from anyvla.ros2.in_process import in_process
 from anyvla.ros2.memory import MemoryTransport
 from anyvla.ros2.node import DriveNode, DriveSettings
-from anyvla.ros2.simulated import SimulatedRobot, Topics
 from anyvla.ros2.sources import ActionSource, Answers, DrivenBy, Observation
 from anyvla.simulation.collect import collect_nav
 from anyvla.simulation.env import FPS, BoxNav

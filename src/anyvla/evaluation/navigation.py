@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-import anyvla
 from anyvla.actions import NAV2, NAV3
-from anyvla.checkpoint import Which, resolve_checkpoint
+from anyvla.checkpoint import Which
 from anyvla.config import ExecutionConfig
 from anyvla.errors import ConfigError
-from anyvla.evaluation.log import EpisodeLog, drive_the_rest
+from anyvla.evaluation import driving
+from anyvla.evaluation.driving import evaluate_tasks, film_tasks
 from anyvla.evaluation.nav_worlds import NavWorlds
-from anyvla.evaluation.results import rate, summarize_episodes
-from anyvla.evaluation.rollouts import OnResult, rollout_expert, rollout_policy
-from anyvla.evaluation.statistics import percentiles
-from anyvla.evaluation.tasks import EpisodeResult, NavTask, Probe, nav_tasks
-from anyvla.policies.execution import replans_every
+from anyvla.evaluation.tasks import EpisodeResult, Probe, nav_tasks
 from anyvla.policies.policy import Policy
-from anyvla.progress import progress_bar
 from anyvla.simulation.gl import choose_backend
 
 IMAGE_SIZE = (126, 224)  # rendered, then brought to the policy's size by its transforms
@@ -39,6 +28,7 @@ def evaluate_nav(
     probe: Probe = "none",
     checkpoint: Which = "last",
     execution: ExecutionConfig | None = None,
+    source: str | None = None,
     image_size: tuple[int, int] = IMAGE_SIZE,
     workers: int = 2,
     log_file: Path | None = None,
@@ -48,46 +38,31 @@ def evaluate_nav(
 
     Args:
         scenario: see ``select_scenarios``. seed: of the worlds, see ``nav_tasks``.
-        execution: instead of the run's own. workers: simulation processes.
+        execution: instead of the run's own. source: see ``Policy.load``. workers: simulation processes.
         log_file: gets every finished episode at once; if it holds episodes of this very evaluation already, they are not
             driven again.
 
     Raises:
         CheckpointError, SimulationError, ConfigError.
     """
-    tasks = nav_tasks(scenario, episodes, seed, probe)
-    about: dict[str, Any] = {
-        "policy": "expert" if run is None else str(run),
-        "checkpoint": None if run is None else fingerprint(resolve_checkpoint(run, checkpoint)),
-        "env": "nav",
-        "scenario": scenario,
-        "episodes": episodes,
-        "seed": seed,
-        "probe": probe,
-    }
-    policy = None
     if run is None and execution is not None:
         raise ConfigError("the expert predicts no chunks: --execution is for policies")
-    if run is not None:
-        policy = Policy.load(run, checkpoint=checkpoint, execution=execution)
-        about |= {
-            "execution": policy.config.execution.model_dump(),
-            "replans_every": replans_every(policy.config.execution),
-            "safety": policy.config.safety.model_dump(),
-            "image_size": list(image_size),
-        }
-    worlds = hashlib.sha256(json.dumps([asdict(task) for task in tasks]).encode()).hexdigest()[:16]
-    header = {**about, "policy": None, "worlds": worlds, "anyvla": anyvla.__version__}
-    log = EpisodeLog(log_file, header, EpisodeResult.from_dict)
-
-    def drive(rest: list[NavTask], on_result: OnResult) -> None:
-        if policy is not None:
-            rollout_policy(policy, rest, _worlds_for(policy, image_size), workers=workers, on_result=on_result)
-        else:
-            rollout_expert(rest, NavWorlds(), workers=workers, on_result=on_result)
-
-    drive_the_rest(tasks, log, drive, description)
-    return {**about, **summarize(log.results), "wall_time_s": log.seconds}
+    about = {"env": "nav", "scenario": scenario, "episodes": episodes, "seed": seed, "probe": probe}
+    result = evaluate_tasks(
+        run,
+        nav_tasks(scenario, episodes, seed, probe),
+        about,
+        _worlds_for,
+        EpisodeResult.from_dict,
+        checkpoint=checkpoint,
+        execution=execution,
+        source=source,
+        image_size=image_size,
+        workers=workers,
+        log_file=log_file,
+        description=description,
+    )
+    return {**result, **_told(result["results"])}
 
 
 def film_nav(
@@ -99,30 +74,16 @@ def film_nav(
         result: what ``evaluate_nav`` returned for ``run``. each: successes, and failures, to film; the first ones.
         indices: film these episodes instead.
     """
-    if indices is None:
-        outcomes = [[r["index"] for r in result["results"] if r["success"] == success] for success in (True, False)]
-        indices = outcomes[0][:each] + outcomes[1][:each]
     tasks = nav_tasks(result["scenario"], result["episodes"], result["seed"], result["probe"])
-    films: list[EpisodeResult] = []
-    if not indices:
-        return films
-    policy = Policy.load(
-        run, checkpoint=checkpoint, execution=TypeAdapter(ExecutionConfig).validate_python(result["execution"])
+    return film_tasks(
+        run, result, tasks, _worlds_for, EpisodeResult.from_dict, checkpoint=checkpoint, each=each, indices=indices
     )
-    with progress_bar("film", len(indices)) as bar:
-
-        def on_result(content: dict[str, Any]) -> None:
-            films.append(EpisodeResult.from_dict(content))
-            bar.advance()
-
-        chosen = [tasks[i] for i in indices]
-        worlds = _worlds_for(policy, tuple(result["image_size"]))
-        rollout_policy(policy, chosen, worlds, keep_frames=True, on_result=on_result)
-    return sorted(films, key=lambda film: film.index)
 
 
-def _worlds_for(policy: Policy, image_size: tuple[int, int]) -> NavWorlds:
-    """Worlds that ``policy`` can drive in; raises ConfigError if it is one for another robot."""
+def _worlds_for(policy: Policy | None, image_size: tuple[int, int]) -> NavWorlds:
+    """Worlds that ``policy`` (None: the expert) can drive in; raises ConfigError if it is one for another robot."""
+    if policy is None:
+        return NavWorlds()
     choose_backend()  # before MuJoCo is imported, which fails where its OpenGL does
     from anyvla.simulation.env import FPS
 
@@ -135,43 +96,10 @@ def _worlds_for(policy: Policy, image_size: tuple[int, int]) -> NavWorlds:
 
 
 def summarize(results: list[EpisodeResult]) -> dict[str, Any]:
-    """Counts, intervals and the episodes themselves, in the order of their indices."""
-    results = sorted(results, key=lambda result: result.index)
-    episodes = [result.to_dict() for result in results]
-    splits = sorted({result.split for result in results})
-    return {
-        **summarize_episodes(episodes),
-        "passed_as_told": sum(result.passed_as_told for result in results),
-        "per_split": {split: rate([result.success for result in results if result.split == split]) for split in splits},
-        "step_latency_ms": percentiles([ms for result in results for ms in result.latency_ms]),
-        "safety_stops": sum(result.stops for result in results),
-        "seeds": [result.seed for result in results],
-        "results": episodes,
-        "machine": machine(),
-    }
+    """See ``driving.summarize``; and how many passed as told."""
+    counted = driving.summarize(results)
+    return {**counted, **_told(counted["results"])}
 
 
-def machine() -> dict[str, Any]:
-    """Versions and hardware that a number was measured with."""
-    import os
-    from importlib.metadata import version
-
-    import psutil
-
-    packages = ("anyvla", "torch", "transformers", "mujoco", "numpy", "gymnasium")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        **{package: version(package) for package in packages},
-    }
-
-
-def fingerprint(folder: Path) -> str:
-    """Of a checkpoint's weights."""
-    digest = hashlib.sha256()
-    with (folder / "model.safetensors").open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+def _told(episodes: list[dict[str, Any]]) -> dict[str, int]:
+    return {"passed_as_told": sum(EpisodeResult.from_dict(episode).passed_as_told for episode in episodes)}

@@ -23,8 +23,8 @@ from anyvla.evaluation.calvin.drivers import Frame, PolicyDriver
 from anyvla.evaluation.calvin.probes import make_jobs
 from anyvla.evaluation.calvin.rollouts import MAX_STEPS, ChainResult, Driver, Job, drive_chains
 from anyvla.evaluation.calvin.simulator import Simulator
+from anyvla.evaluation.driving import fingerprint, machine
 from anyvla.evaluation.log import EpisodeLog
-from anyvla.evaluation.navigation import fingerprint, machine
 from anyvla.evaluation.plots import film
 from anyvla.evaluation.results import rate
 from anyvla.evaluation.statistics import bootstrap_interval, percentiles
