@@ -27,9 +27,9 @@ from common import milliseconds, peak_memory_mib, report
 from PIL import Image
 
 from anyvla.actions.chunks import Windows, chunk_targets
+from anyvla.config.sources import CalvinConfig
 from anyvla.data.images import resize_frames
 from anyvla.data.sources.calvin import CalvinEpisode, CalvinSource
-from anyvla.source_config import CalvinConfig
 
 WINDOW, CHUNK, SIZE = 8, 10, (224, 224)
 CAMERAS = ("rgb_static", "rgb_gripper")

@@ -48,7 +48,7 @@ def one_process(folder: Path, store: str, steps: int, compute: float, out: Path)
     """Of two; started by ``torch.distributed.run``."""
     import torch.distributed as dist
 
-    from anyvla.training.loop import loader_of
+    from anyvla.training.validation import loader_of
 
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()

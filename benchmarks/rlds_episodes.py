@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 from rlds_writer import Values, encode_example, encode_image, write_dataset
 
+from anyvla.config.sources import RLDSConfig
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.data.sources.tf_example import Feature, byte_strings, floats, integers, locate_features
-from anyvla.source_config import RLDSConfig
 
 WINDOW, STEPS = 8, 40
 FEATURES: dict[str, tuple[Any, ...]] = {

@@ -30,7 +30,8 @@ from torch import nn
 from anyvla.actions import fit_normalizer
 from anyvla.actions.spec import action_spec
 from anyvla.checkpoint import build_model
-from anyvla.config import PolicyConfig, load_config
+from anyvla.config import load_config
+from anyvla.config.tree import PolicyConfig
 from anyvla.data.transforms import Transforms
 from anyvla.evaluation.statistics import percentiles
 from anyvla.models.vla import VLA

@@ -35,6 +35,9 @@ def test_a_mistake_is_one_line_without_a_traceback() -> None:
     [
         (("trian",), "Did you mean 'train'?"),
         (("eval", "/nowhere"), "/nowhere: no such folder"),
+        (("eval", "/nowhere", "--chains", "3"), "--chains goes with --env calvin, not nav"),
+        (("eval", "/nowhere", "--env", "metaworld", "--scenario", "1box"), "--scenario goes with --env nav, not metaworld"),
+        (("eval", "/nowhere", "--env", "calvin", "--episodes", "3"), "--episodes goes with --env nav or metaworld, not calvin"),
         (("inspect", "data", "/nowhere"), "/nowhere: no such file or folder"),
         (("train", "nav-tiny"), "data.source.path is not set"),
         (("collect", "nav", "--out", "/tmp/x", "--size", "big"), "WIDTHxHEIGHT"),

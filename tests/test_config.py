@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+import anyvla.config
 from anyvla.config import Config, json_schema, load_config, parse_config, recipe_names
+from anyvla.config.settings import Settings
 from anyvla.errors import ConfigError
-from anyvla.settings import Settings
 from tests.calvin_data import write_calvin
 from tests.conftest import write_conversations, write_episode
 from tests.data.rlds_made import made_steps, make_dataset
@@ -104,17 +105,18 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     from anyvla.data.prepare import prepare_data
     from anyvla.data.sources.opening import open_source
     from anyvla.models.backbones.load import build_backbone
+    from anyvla.models.heads.base import HeadSizes
     from anyvla.models.heads.make import make_head
     from anyvla.models.losses import action_loss
     from anyvla.policies.policy import Policy
     from anyvla.training.loop import train
 
-    own = ("config.py", "source_config.py")
+    own = Path(anyvla.config.__file__).parent
     read: set[tuple[str, str]] = set()
     original = BaseModel.__getattribute__
 
     def note(self, name: str):
-        if name in type(self).model_fields and Path(sys._getframe(1).f_code.co_filename).name not in own:
+        if name in type(self).model_fields and Path(sys._getframe(1).f_code.co_filename).parent != own:
             read.add((type(self).__name__, name))
         return original(self, name)
 
@@ -168,7 +170,7 @@ def test_every_setting_has_a_reader(make_episodes, tiny_overrides, tmp_path: Pat
     action_loss(arm, arm, arm[..., 0] == 0, ARM7, load_config("nav-tiny").model.loss)
     for head in ("gpt", "flow"):
         model = load_config("nav-tiny", [f"model.head={{type: {head}, hidden: 8}}"]).model
-        make_head(model.head, 8, 1, ARM7, 1, 1, True, model.loss)
+        make_head(model.head, HeadSizes(8, 1, ARM7, 1, 1, True), model.loss)
     receding = load_config("nav-tiny", ["policy.execution={type: receding, steps: 2}"])
     calvin = parse_config(
         "data: {source: {type: calvin, language: both}}", [f"data.source.path={write_calvin(tmp_path / 'calvin')}"]

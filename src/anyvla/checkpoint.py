@@ -23,7 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from anyvla.config import Config, ObjectivesConfig, parse_config
+from anyvla.config import Config, parse_config
+from anyvla.config.objectives import ObjectivesConfig
 from anyvla.data.transforms import Transforms
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.objectives.objectives import make_objectives

@@ -78,7 +78,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Event:
-    """For the log. ``kind``: stop, reset, takeover or release. ``time``: of the messages' clock."""
+    """For the log. ``kind``: stop, reset, old_reset, takeover, release or instruction. ``time``: of the messages' clock."""
 
     kind: str
     time: float

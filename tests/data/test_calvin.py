@@ -10,6 +10,7 @@ import pytest
 from anyvla.actions import ARM7, DELTA7, NAV2, POSE7
 from anyvla.actions.frames import tcp_to_world
 from anyvla.config import load_config
+from anyvla.config.sources import CalvinConfig
 from anyvla.data.prepare import prepare_data
 from anyvla.data.sources.calvin import STATE_NAMES, CalvinSource
 from anyvla.data.sources.calvin_index import read_frame
@@ -17,7 +18,6 @@ from anyvla.data.sources.npz import members_of, read_members
 from anyvla.data.sources.opening import detect_format, open_source, source_at
 from anyvla.data.sources.restricted_npy import read_object_array
 from anyvla.errors import ConfigError, DataError
-from anyvla.source_config import CalvinConfig
 from tests.calvin_data import ANNOTATIONS, frame_arrays, frame_file, write_annotations, write_calvin, write_frame
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from anyvla.config import ConversationsConfig
+from anyvla.config.objectives import ConversationsConfig
 from anyvla.data.conversations import ConversationDataset, load_conversations
 from anyvla.data.sampler import Item, WindowSampler
 from anyvla.errors import DataError

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anyvla.config.sources import RLDSConfig
 from anyvla.data.sources.oxe import ALIASES, LAYOUTS, MIXTURES
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.data.sources.rlds_steps import axis_angle_to_rpy, quaternion_to_rpy
-from anyvla.source_config import RLDSConfig
 from tests.data.rlds_made import STEPS, made_steps, make_dataset
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anyvla.config.sources import CalvinConfig
 from anyvla.data.sources.calvin import CalvinSource
 from anyvla.data.sources.npy import array_from
 from anyvla.data.sources.restricted_npy import read_object_array
 from anyvla.errors import DataError
-from anyvla.source_config import CalvinConfig
 from tests.calvin_data import write_annotations, write_calvin
 
 

@@ -12,10 +12,10 @@ from benchmarks.rlds_writer import encode_image
 
 from anyvla.actions import ARM7
 from anyvla.actions.spec import DELTA7, ActionSpec
+from anyvla.config.sources import RLDSConfig, RLDSLayout
 from anyvla.data.sources.opening import detect_format, open_source, source_at
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.errors import ConfigError, DataError
-from anyvla.source_config import RLDSConfig, RLDSLayout
 from tests.data.rlds_made import made_steps, make_dataset
 
 BRIDGE = "bridge_dataset"

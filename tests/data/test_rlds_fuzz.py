@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from benchmarks.rlds_writer import encode_image
 
+from anyvla.config.sources import RLDSConfig
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.data.sources.rlds_steps import Plan, decode_image, make_plan, read_steps
 from anyvla.data.sources.tfds import read_folder
 from anyvla.data.sources.tfrecord import masked_crc32c, read_records
 from anyvla.errors import ConfigError, DataError
-from anyvla.source_config import RLDSConfig
 from tests.data.rlds_made import made_steps, make_dataset
 
 BRIDGE = "bridge_dataset"

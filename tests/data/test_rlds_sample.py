@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from anyvla.cli import app
 from anyvla.config import load_config
+from anyvla.config.sources import RLDSConfig
 from anyvla.data.convert import convert
 from anyvla.data.sources.packed import PackedSource
 from anyvla.data.sources.rlds import RLDSSource
 from anyvla.errors import DataError
 from anyvla.policies.policy import Policy
-from anyvla.source_config import RLDSConfig
 from tests.data.packing import assert_same
 
 

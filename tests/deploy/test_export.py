@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from anyvla.checkpoint import build_model, save_model
-from anyvla.config import EnsembleConfig
+from anyvla.config.tree import EnsembleConfig
 from anyvla.data.bicubic import bicubic
 from anyvla.data.images import resize_frames
 from anyvla.data.state import fit_state

@@ -20,7 +20,7 @@ from anyvla.actions import DELTA7, POSE7
 from anyvla.actions.frames import world_to_tcp
 from anyvla.checkpoint import load_checkpoint
 from anyvla.cli import app
-from anyvla.config import RecedingHorizonConfig
+from anyvla.config.tree import RecedingHorizonConfig
 from anyvla.doctor import examine_calvin
 from anyvla.errors import ConfigError, SimulationError
 from anyvla.evaluation.calvin import worker

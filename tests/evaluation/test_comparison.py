@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyvla.config import EnsembleConfig, FirstActionConfig, RecedingHorizonConfig
+from anyvla.config.tree import EnsembleConfig, FirstActionConfig, RecedingHorizonConfig
 from anyvla.errors import ConfigError, DataError
 from anyvla.evaluation.comparison import compare, compare_files
 from anyvla.evaluation.results import read_results, summarize_episodes

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anyvla.config import FirstActionConfig, load_config
+from anyvla.config import load_config
+from anyvla.config.tree import FirstActionConfig
 from anyvla.data.sources.lerobot import LeRobotSource
 from anyvla.errors import AnyVLAError, ConfigError
 from anyvla.evaluation.metaworld_worlds import ArmResult, arm_tasks

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anyvla.config import RecedingHorizonConfig, load_config
+from anyvla.config import load_config
+from anyvla.config.tree import RecedingHorizonConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.evaluation.comparison import compare_files
 from anyvla.evaluation.navigation import evaluate_nav, film_nav

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyvla.config import ModelConfig, PoolingConfig, PretrainedBackboneConfig, ResamplerConfig, TinyBackboneConfig
+from anyvla.config.model import ModelConfig, PoolingConfig, PretrainedBackboneConfig, ResamplerConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError, DataError
 from anyvla.models.backbones.adapter import TOWERS, Backbone
 from anyvla.models.backbones.load import build_backbone

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from anyvla.config import PretrainedBackboneConfig, parse_config
+from anyvla.config import parse_config
+from anyvla.config.model import PretrainedBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.load import build_backbone, resolve_image_size

@@ -5,9 +5,10 @@ import torch
 from transformers import GPT2Config, GPT2Model
 
 from anyvla.actions import ARM7, NAV2, ActionDim, ActionSpec
-from anyvla.config import FCHeadConfig, FlowHeadConfig, GPTHeadConfig, LossConfig, LSTMHeadConfig, parse_config
+from anyvla.config import parse_config
+from anyvla.config.model import FCHeadConfig, FlowHeadConfig, GPTHeadConfig, LossConfig, LSTMHeadConfig
 from anyvla.errors import ConfigError
-from anyvla.models.heads.base import Head
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.heads.make import HeadConfig, make_head
 from anyvla.models.heads.trunk import ActionTrunk
 
@@ -26,7 +27,7 @@ every_head = pytest.mark.parametrize("kind", HEADS)
 
 def make(kind: str, spec: ActionSpec = ARM7, window: int = WINDOW) -> Head:
     torch.manual_seed(0)
-    return make_head(HEADS[kind], WIDTH, QUERIES, spec, window, CHUNK, True, LossConfig()).double().eval()
+    return make_head(HEADS[kind], HeadSizes(WIDTH, QUERIES, spec, window, CHUNK, True), LossConfig()).double().eval()
 
 
 def episodes(batch: int, steps: int, seed: int = 0) -> torch.Tensor:
@@ -85,7 +86,7 @@ def test_the_lstm_head_is_the_published_formula() -> None:
 @pytest.mark.parametrize("hidden", [32, WIDTH * QUERIES])
 def test_the_gpt_head_is_gpt2(hidden: int) -> None:
     config = GPTHeadConfig(hidden=hidden, layers=2, attention_heads=4, trunk=[16])
-    head = make_head(config, WIDTH, QUERIES, ARM7, WINDOW, CHUNK, True, LossConfig()).double().eval()
+    head = make_head(config, HeadSizes(WIDTH, QUERIES, ARM7, WINDOW, CHUNK, True), LossConfig()).double().eval()
     p = parameters_of(head)
     gpt2 = GPT2Model(GPT2Config(vocab_size=1, n_positions=WINDOW, n_embd=hidden, n_layer=2, n_head=4)).double().eval()
     gpt2.load_state_dict({"wte.weight": torch.zeros(1, hidden), **head.gpt.state_dict()}, strict=True)
@@ -101,7 +102,7 @@ def test_the_gpt_head_is_gpt2(hidden: int) -> None:
 )
 def test_heads_have_the_size_of_the_published_ones(config: HeadConfig, size: int) -> None:
     with torch.device("meta"):
-        head = make_head(config, 2048, 1, ARM7, 8, 10, True, LossConfig())
+        head = make_head(config, HeadSizes(2048, 1, ARM7, 8, 10, True), LossConfig())
     assert sum(p.numel() for p in head.parameters()) == size
 
 
@@ -219,7 +220,7 @@ def test_what_the_mask_hides_has_no_influence_on_the_loss(kind: str) -> None:
 
 
 def test_outputs_are_in_the_order_of_the_spec_and_bounded_where_asked() -> None:
-    trunk = ActionTrunk(4, [8], MIXED, chunk=2, bounded=True)
+    trunk = ActionTrunk(4, [8], HeadSizes(4, 1, MIXED, window=1, chunk=2, bounded=True))
     for parameter in trunk.continuous.parameters():
         parameter.data.fill_(10.0)
     for parameter in trunk.binary.parameters():
@@ -228,7 +229,7 @@ def test_outputs_are_in_the_order_of_the_spec_and_bounded_where_asked() -> None:
     assert out[1] == out[3] == 1.0
     assert out[0] > 100
     assert out[2] > 100
-    linear = ActionTrunk(4, [8], NAV2, chunk=2, bounded=False)
+    linear = ActionTrunk(4, [8], HeadSizes(4, 1, NAV2, window=1, chunk=2, bounded=False))
     for parameter in linear.parameters():
         parameter.data.fill_(10.0)
     assert linear(torch.ones(1, 4)).min() > 100
@@ -266,7 +267,7 @@ def test_flow_is_trained_towards_actions_minus_noise() -> None:
 @pytest.mark.parametrize(("times", "mean"), [("uniform", 0.5), ("beta", 0.4)])
 def test_flow_trains_at_times_of_the_chosen_distribution(times: str, mean: float) -> None:
     config = FlowHeadConfig(hidden=8, layers=1, attention_heads=1, times=times)
-    head = make_head(config, WIDTH, QUERIES, NAV2, WINDOW, CHUNK, True, LossConfig())
+    head = make_head(config, HeadSizes(WIDTH, QUERIES, NAV2, WINDOW, CHUNK, True), LossConfig())
     torch.manual_seed(0)
     drawn = head._draw_times(torch.Size([20_000]), torch.zeros(()))
     assert 0 <= drawn.min() < 0.01

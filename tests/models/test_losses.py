@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from anyvla.actions import ARM7, NAV2
-from anyvla.config import LossConfig
+from anyvla.config.model import LossConfig
 from anyvla.models.losses import action_loss, sample_actions
 
 

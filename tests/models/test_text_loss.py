@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyvla.config import ModelConfig, ObjectivesConfig, PretrainedBackboneConfig
+from anyvla.config.model import ModelConfig, PretrainedBackboneConfig
+from anyvla.config.objectives import ObjectivesConfig
 from anyvla.errors import ConfigError, DataError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.load import build_backbone

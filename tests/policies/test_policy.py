@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from anyvla.actions import ARM7, NAV2
-from anyvla.config import EnsembleConfig, FirstActionConfig, PolicyConfig, RecedingHorizonConfig, SafetyConfig, load_config
+from anyvla.config import load_config
+from anyvla.config.tree import EnsembleConfig, FirstActionConfig, PolicyConfig, RecedingHorizonConfig, SafetyConfig
 from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.policies.execution import make_execution
 from anyvla.policies.policy import Policy

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("rosbags")
 
+from anyvla.config.sources import BagConfig
 from anyvla.data.sources.ros2_bag import BagSource
 from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.ros2.bag import Bag, BagTransport, BagWriter, Storage, find_bags
 from anyvla.ros2.transport import Message
-from anyvla.source_config import BagConfig
 from tests.ros2.made import command_at, seconds_in, write_drive
 
 STORAGES: list[Storage] = ["mcap", "sqlite3"]

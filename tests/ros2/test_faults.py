@@ -17,7 +17,7 @@ from anyvla.actions import NAV2
 from anyvla.ros2.node import DriveNode, DriveSettings, drive
 from anyvla.ros2.sources import Answers, DrivenBy, Failure, Observation
 from anyvla_client.stops import StopLog
-from tests.ros2.simulated_drive import CAMERA, FAST, Drive, rests
+from tests.ros2.simulated_drive import CAMERA, FAST, OPERATOR, Drive, rests
 
 IN_TIME = 0.3  # s
 SEEDS = range(10)  # of each fault: 20 x 10 faults
@@ -203,6 +203,25 @@ def test_a_fault_that_stays_does_not_let_it_drive_after_a_reset(tmp_path: Path) 
         drive.run(2)
         moved = [twist for twist in drive.since(reset) if twist.any()]
         assert not moved, name
+
+
+def test_a_reset_that_was_said_before_the_stop_does_not_release_it(tmp_path: Path) -> None:
+    drive = Drive(tmp_path / "log", 3)
+    drive.say("go")
+    drive.run(3, until=drive.drives)
+    said = drive.transport.now()
+    drive.run(0.5)
+    drive.operator("stop")
+    drive.run(0.5)
+    drive.transport.inject(OPERATOR, "string", "reset", None, sent=said)  # latched, and its sender is found only now
+    drive.run(2)
+    assert drive.node.stopped is not None
+    assert not drive.sent[-1][1].any()
+    drive.operator("reset")
+    drive.run(3, until=drive.drives)
+    assert drive.drives()
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert events[-3:] == ["stop", "old_reset", "reset"]
 
 
 def test_one_image_out_of_order_is_left_out_and_stops_nothing(tmp_path: Path) -> None:

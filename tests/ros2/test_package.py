@@ -81,7 +81,7 @@ def test_launch_files_use_options_that_exist(monkeypatch: pytest.MonkeyPatch) ->
         ((parts,), _) = module.generate_launch_description()
         assert len(parts) == len(module.ARGUMENTS) + 1
 
-    from anyvla.cli_ros2 import ros2_app
+    from anyvla.cli.ros2 import ros2_app
 
     verbs = typer.main.get_command(ros2_app).commands
     assert set(verbs) == {"record", "run"}

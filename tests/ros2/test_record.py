@@ -99,6 +99,17 @@ def test_recorder_and_importer_agree(tmp_path: Path) -> None:
     assert np.array_equal(bag.read(0, bag.length, ["front"])["front"], live.read(0, live.length, ["front"])["front"])
 
 
+def test_an_order_that_was_given_before_the_recorder_began_is_not_obeyed(tmp_path: Path) -> None:
+    robot = Drive()
+    robot.line.publish("/anyvla/record", "string", "start")
+    robot.run(0.5)
+    made = recorder(tmp_path / "out", robot)
+    assert made.commands.empty()
+    robot.line.publish("/anyvla/record", "string", "start")
+    assert made.commands.get_nowait() == "start"
+    made.close()
+
+
 def test_start_stop_and_discard_by_topic(tmp_path: Path) -> None:
     robot, said = Drive(), []
     made = recorder(tmp_path / "out", robot)

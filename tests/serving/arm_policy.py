@@ -12,7 +12,8 @@ import torch
 from anyvla.actions import ActionSpec, fit_normalizer
 from anyvla.actions.spec import action_spec
 from anyvla.checkpoint import build_model, save_model
-from anyvla.config import ExecutionConfig, FirstActionConfig, PolicyConfig, parse_config
+from anyvla.config import parse_config
+from anyvla.config.tree import ExecutionConfig, FirstActionConfig, PolicyConfig
 from anyvla.data.state import fit_state
 from anyvla.data.transforms import Transforms
 from anyvla.policies.policy import Policy

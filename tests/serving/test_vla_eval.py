@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anyvla.config import EnsembleConfig, RecedingHorizonConfig
+from anyvla.config.tree import EnsembleConfig, RecedingHorizonConfig
 from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.evaluation.results import read_results
 from anyvla.policies.policy import Policy

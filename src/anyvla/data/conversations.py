@@ -25,12 +25,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from anyvla.batch import TextBatch
-from anyvla.config import ConversationsConfig
+from anyvla.config.objectives import ConversationsConfig
+from anyvla.config.settings import Fit, OnBadEpisode
 from anyvla.data.episode import Problem
 from anyvla.data.images import resize_frame
 from anyvla.data.sampler import Item
 from anyvla.errors import DataError
-from anyvla.settings import Fit, OnBadEpisode
 
 Sample = dict[str, Any]
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from anyvla.config.settings import Fit, OnBadEpisode
 from anyvla.data.episode import Episode, EpisodeSource, EpisodeWriter, Problem, recording_of
 from anyvla.data.images import resize_frames
 from anyvla.data.writers.mobile_h5 import MobileH5Writer
@@ -23,7 +24,6 @@ from anyvla.data.writers.packed import BLOCK, PackedWriter, coded_frames
 from anyvla.errors import AnyVLAError, ConfigError, DataError
 from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process
 from anyvla.progress import progress_bar
-from anyvla.settings import Fit, OnBadEpisode
 
 Format = Literal["packed", "lerobot", "mobile_h5"]
 # of images; the first is what is taken where none is asked for, and loses nothing

@@ -11,6 +11,7 @@ import torch
 
 from anyvla.actions import Windows, chunk_targets
 from anyvla.batch import Batch
+from anyvla.config.settings import OnBadEpisode
 from anyvla.data.augment import Augmentation
 from anyvla.data.direct import DirectFrames
 from anyvla.data.episode import Episode
@@ -19,7 +20,6 @@ from anyvla.data.sampler import Item
 from anyvla.data.store import FrameStore
 from anyvla.data.transforms import Transforms
 from anyvla.errors import DataError
-from anyvla.settings import OnBadEpisode
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from anyvla.config.settings import Fit
 from anyvla.data.episode import EpisodeSource
 from anyvla.data.images import resize_frames
-from anyvla.settings import Fit
 
 
 class DirectFrames:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from anyvla.config.settings import Fit
 from anyvla.data.bicubic import bicubic
-from anyvla.settings import Fit
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int], fit: Fit = "stretch") -> np.ndarray:

@@ -12,7 +12,11 @@ import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, fit_normalizer
 from anyvla.actions.spec import action_spec
-from anyvla.config import ActionsConfig, Config, DataConfig, FutureConfig
+from anyvla.config import Config
+from anyvla.config.data import ActionsConfig, DataConfig
+from anyvla.config.objectives import FutureConfig
+from anyvla.config.settings import Fit, OnBadEpisode
+from anyvla.config.sources import MixtureConfig, OpenXConfig, SourceConfig
 from anyvla.data.augment import Augmentation
 from anyvla.data.conversations import ConversationDataset, load_conversations
 from anyvla.data.dataset import WindowDataset
@@ -27,8 +31,6 @@ from anyvla.data.stats import Statistics, action_statistics, state_statistics
 from anyvla.data.store import FrameStore, default_cache, free_room, open_store, stored_bytes
 from anyvla.data.transforms import Scale, Transforms
 from anyvla.errors import ConfigError, DataError, did_you_mean
-from anyvla.settings import Fit, OnBadEpisode
-from anyvla.source_config import MixtureConfig, OpenXConfig, SourceConfig
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from anyvla.config.settings import Fit, OnBadEpisode
 from anyvla.data.episode import Episode, EpisodeSource, Problem
 from anyvla.data.images import resize_frames
 from anyvla.errors import DataError
 from anyvla.processes import interrupts_held, leave_interrupts_to_the_main_process, locked
 from anyvla.progress import progress_bar
-from anyvla.settings import Fit, OnBadEpisode
 
 _VERSION = 2  # of the layout and of the resizing; a change makes old stores unused
 _BLOCK = 16  # frames decoded at a time: 44 MB at 720p

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from anyvla.actions import ActionSpec, Normalizer, normalizer_from_dict
+from anyvla.config.settings import Fit
 from anyvla.data.images import resize_frame
 from anyvla.data.prompts import make_prompt
 from anyvla.data.state import StateTransform
 from anyvla.data.stats import Statistics, statistics_to_dict
 from anyvla.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from anyvla.settings import Fit
 
 
 @dataclass(frozen=True)

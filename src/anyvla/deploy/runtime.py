@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anyvla.config import ExecutionConfig, PolicyConfig
+from anyvla.config.tree import ExecutionConfig, PolicyConfig
 from anyvla.data.transforms import Transforms
 from anyvla.deploy.tokens import PromptLayout, input_tokens
 from anyvla.errors import CheckpointError, DataError, MissingExtraError

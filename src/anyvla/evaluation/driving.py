@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 import anyvla
 from anyvla.checkpoint import Which, resolve_checkpoint
-from anyvla.config import ExecutionConfig
+from anyvla.config.tree import ExecutionConfig
 from anyvla.evaluation.log import EpisodeLog, R, drive_the_rest
 from anyvla.evaluation.results import rate, summarize_episodes
 from anyvla.evaluation.rollouts import OnResult, rollout_expert, rollout_policy

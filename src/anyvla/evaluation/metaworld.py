@@ -7,7 +7,7 @@ from typing import Any
 
 from anyvla.actions import METAWORLD4
 from anyvla.checkpoint import Which
-from anyvla.config import ExecutionConfig
+from anyvla.config.tree import ExecutionConfig
 from anyvla.errors import ConfigError
 from anyvla.evaluation.driving import evaluate_tasks, film_tasks
 from anyvla.evaluation.metaworld_worlds import ArmProbe, ArmResult, ArmWorlds, arm_tasks

@@ -10,7 +10,8 @@ import torch
 from anyvla.actions.normalize import BOUNDED_KINDS
 from anyvla.actions.spec import action_spec
 from anyvla.batch import Batch, TextBatch
-from anyvla.config import Config, PretrainedBackboneConfig
+from anyvla.config import Config
+from anyvla.config.model import PretrainedBackboneConfig
 from anyvla.models.backbones.load import resolve_image_size
 from anyvla.models.objectives.objectives import make_objectives
 from anyvla.models.quantization import BYTES, quantized_layers

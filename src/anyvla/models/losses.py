@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from anyvla.actions import ActionSpec
-from anyvla.config import LossConfig
+from anyvla.config.model import LossConfig
 
 
 def action_loss(

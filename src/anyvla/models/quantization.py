@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from anyvla.config import Config, PretrainedBackboneConfig, TuningConfig
+from anyvla.config import Config
+from anyvla.config.model import PretrainedBackboneConfig
+from anyvla.config.training import TuningConfig
 from anyvla.errors import ConfigError, MissingExtraError
 from anyvla.models.backbones.adapter import TOWERS, Backbone
 from anyvla.models.backbones.load import build_backbone

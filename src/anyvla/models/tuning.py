@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from anyvla.config import LastLayersTuningConfig, LoraTuningConfig, TuningConfig
+from anyvla.config.training import LastLayersTuningConfig, LoraTuningConfig, TuningConfig
 from anyvla.errors import ConfigError
 from anyvla.models.backbones.adapter import TOWERS, Backbone
 from anyvla.models.vla import VLA

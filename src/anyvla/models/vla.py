@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anyvla.actions import ActionSpec
 from anyvla.batch import Batch
-from anyvla.config import DiscreteHeadConfig, InterleavedConfig, ModelConfig, OneStepConfig, PolicyHeadConfig
+from anyvla.config.model import DiscreteHeadConfig, InterleavedConfig, ModelConfig, OneStepConfig, PolicyHeadConfig
 from anyvla.errors import ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.context import Context, decode, extend
 from anyvla.models.backbones.load import build_backbone
-from anyvla.models.heads.base import Head
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.heads.discrete import DiscreteHead
 from anyvla.models.heads.make import make_head
 from anyvla.models.objectives.objectives import Objectives
@@ -262,5 +262,5 @@ def build_vla(
             raise ConfigError("the discrete head needs bounded actions: set actions.normalization to quantile or bounds")
         discrete = DiscreteHead(config.head, backbone.width, spec, chunk, backbone.embedding_scale())
         return DiscreteVLA(backbone, discrete, config.structure, window)
-    head = make_head(config.head, backbone.width, backbone.readouts, spec, window, chunk, bounded, config.loss)
+    head = make_head(config.head, HeadSizes(backbone.width, backbone.readouts, spec, window, chunk, bounded), config.loss)
     return ContinuousVLA(backbone, head, config.structure, window)

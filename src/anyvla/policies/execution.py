@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anyvla.actions import ActionSpec
-from anyvla.config import EnsembleConfig, ExecutionConfig, RecedingHorizonConfig
+from anyvla.config.tree import EnsembleConfig, ExecutionConfig, RecedingHorizonConfig
 from anyvla_client.execution import Execution, FirstAction, RecedingHorizon, TemporalEnsemble
 
 __all__ = ["Execution", "FirstAction", "RecedingHorizon", "TemporalEnsemble", "make_execution", "replans_every"]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from anyvla.checkpoint import Checkpoint, Which, load_checkpoint
-from anyvla.config import ExecutionConfig, PolicyConfig
+from anyvla.config.tree import ExecutionConfig, PolicyConfig
 from anyvla.data.transforms import Transforms
 from anyvla.errors import ConfigError
 from anyvla.models.vla import VLA

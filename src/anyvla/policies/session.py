@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from anyvla.config import PolicyConfig, RecedingHorizonConfig
+from anyvla.config.tree import PolicyConfig, RecedingHorizonConfig
 from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError
 from anyvla.policies.execution import Execution, make_execution

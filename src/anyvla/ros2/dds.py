@@ -149,4 +149,4 @@ class DdsTransport:
                     except DataError as error:
                         _log.warning("%s: a message is left out: %s", topic, error)
                         continue
-                    callback(Message(kind, data, stamp, received))
+                    callback(Message(kind, data, stamp, received, info.source_timestamp / 1e9))

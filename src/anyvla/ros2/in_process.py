@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anyvla.config import EnsembleConfig
+from anyvla.config.tree import EnsembleConfig
 from anyvla.policies.policy import Policy, Session
 from anyvla.ros2.sources import Answers, DrivenBy, Observation
 

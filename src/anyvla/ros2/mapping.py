@@ -13,10 +13,10 @@ from pydantic import Field, ValidationError
 
 from anyvla.actions.rotations import matrix_to_euler, quaternion_to_matrix
 from anyvla.actions.spec import ACTION_SPECS, NAV3, ActionDim, ActionSpec
+from anyvla.config.settings import Settings
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.ros2.synchronize import CommandRule, in_force, mean_in_force, newest
 from anyvla.ros2.transport import Kind
-from anyvla.settings import Settings
 
 Mode = Literal["velocity", "absolute", "delta"]
 TWIST_FIELDS = ("linear.x", "linear.y", "linear.z", "angular.x", "angular.y", "angular.z")

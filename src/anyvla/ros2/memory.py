@@ -43,12 +43,12 @@ class MemoryTransport:
     def publish(self, topic: str, kind: Kind, data: Any) -> None:
         self.inject(topic, kind, data, self._now if kind in STAMPED else None)
 
-    def inject(self, topic: str, kind: Kind, data: Any, stamp: float | None) -> None:
-        """Publish with this stamp in the header, None for one that nobody has set."""
+    def inject(self, topic: str, kind: Kind, data: Any, stamp: float | None, sent: float | None = None) -> None:
+        """Publish with this stamp in the header, None for one that nobody has set; ``sent`` long ago, or now."""
         with self._lock:
             if not self._open:
                 return
-            message = Message(kind, data, stamp, self._now)
+            message = Message(kind, data, stamp, self._now, self._now if sent is None else sent)
             if kind == "string":
                 self._latched[topic] = message
             for callback in tuple(self._callbacks[topic, kind]):

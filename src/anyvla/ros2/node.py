@@ -252,7 +252,13 @@ class DriveNode:
 
     def _read_operator(self, message: Message, now: float, steady: float) -> None:
         word = message.data.strip().lower()
-        if word == "reset":
+        stopped = self._supervisor.stopped
+        if word == "reset" and stopped is not None and message.sent is not None and message.sent < stopped.time:
+            # a latched one, which comes when its sender is found
+            self._supervisor.note(
+                Event("old_reset", now, stopped.cause, f"said {stopped.time - message.sent:.1f} s before the stop")
+            )
+        elif word == "reset":
             self._supervisor.reset(now)
             self._images.clear()
             self._begin_episode()

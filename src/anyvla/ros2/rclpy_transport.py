@@ -53,19 +53,19 @@ class RclpyTransport:
         """See ``Transport``. A message that cannot be decoded is logged and left out."""
         last: list[Any] = [None]  # what a volatile and a durable subscription both hear is told once
 
-        def heard(message: Any) -> None:
+        def heard(message: Any, sent: float | None = None) -> None:
             received = self.now()
             try:
                 data, stamp = content(kind, message), stamp_of(kind, message)
             except (DataError, ValueError) as error:
                 self._node.get_logger().warning(f"{topic}: a message is left out: {error}")
                 return
-            callback(Message(kind, data, stamp, received))
+            callback(Message(kind, data, stamp, received, sent))
 
         def heard_once(message: Any, info: dict[str, Any]) -> None:
             if info["source_timestamp"] != last[0]:
                 last[0] = info["source_timestamp"]
-                heard(message)
+                heard(message, info["source_timestamp"] / 1e9)
 
         with self._lock:
             if kind == "string":

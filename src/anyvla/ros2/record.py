@@ -142,7 +142,13 @@ class Recorder:
         if instruction is not None:
             transport.subscribe(instruction, "string", self._hear)
         if control is not None:
-            transport.subscribe(control, "string", lambda message: self.commands.put(message.data))
+            began = transport.now()
+
+            def command(message: Message) -> None:
+                if message.sent is None or message.sent >= began:  # not a latched one, meant for another recording
+                    self.commands.put(message.data)
+
+            transport.subscribe(control, "string", command)
 
     @property
     def recording(self) -> bool:

@@ -25,6 +25,7 @@ class Message:
     data: Any
     stamp: float | None  # the header's stamp in seconds; None where the type has no header or the stamp is zero
     received: float  # the transport's clock on arrival, seconds
+    sent: float | None = None  # the transport's clock when it was sent, which for a latched one is long ago; None if not known
 
 
 class Transport(Protocol):

@@ -6,11 +6,10 @@ import importlib.util
 import json
 import math
 import os
-import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.utils.data import DataLoader
 
 from anyvla.batch import Batch
 from anyvla.checkpoint import (
@@ -32,32 +30,22 @@ from anyvla.checkpoint import (
     write_atomically,
     write_model,
 )
-from anyvla.config import Config, parse_config
-from anyvla.data.conversations import ConversationDataset
-from anyvla.data.dataset import WindowDataset, collate
-from anyvla.data.mixture import MixtureDataset
+from anyvla.config import Config
+from anyvla.data.dataset import collate
 from anyvla.data.prepare import PreparedData, prepare_data
 from anyvla.data.sampler import Item, Sampler, WindowSampler
-from anyvla.data.transforms import Transforms
 from anyvla.errors import AnyVLAError, ConfigError, MissingExtraError
 from anyvla.models.backbones.load import resolve_image_size
 from anyvla.models.tuning import count_parameters, freeze_unused
 from anyvla.models.vla import VLA
-from anyvla.processes import leave_interrupts_to_the_main_process
 from anyvla.progress import Bar, progress_bar
 from anyvla.training.optimizer import learning_rate, make_optimizer, set_learning_rates
+from anyvla.training.resume import check_identity, checkpoint_to_resume
 from anyvla.training.shard import shard, whole, whole_optimizer_state, whole_weights
 from anyvla.training.state import load_optimizer, load_rng, save_optimizer, save_rng, saved_progress
 from anyvla.training.tracking import MetricsFile
+from anyvla.training.validation import loader_of, validate, validation_loader
 
-# settings that may differ when a run goes on: they change neither the model nor the path it takes
-_MAY_CHANGE = {
-    "out", "data.store", "data.cache", "data.workers", "policy", "training.log_every", "training.validate_every",
-    "training.save_every", "training.trackers", "training.validation_windows", "tuning.gradient_checkpointing",
-    "objectives.conversations.path", "objectives.conversations.images",
-}  # fmt: skip
-
-_SOURCE_PATH = re.compile(r"data\.source\.(sources\.[^.]+\.)?path")
 _SHORT = {"learning_rate": "lr", "grad_norm": "grad", "frames_per_second": "frames/s"}  # names in the lines for people
 
 
@@ -81,7 +69,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = resolve_image_size(config)
     run = config.out
-    resume_from = _check_run_folder(config, resume)
+    resume_from = checkpoint_to_resume(config, resume)
     accelerator = _make_accelerator(config)
     if resume_from is not None and saved_progress(resume_from)["step"] >= config.training.steps:
         return run
@@ -102,7 +90,7 @@ def train(config: Config, resume: bool = False) -> Path:
     identity = {"data": data.fingerprint(), "processes": accelerator.num_processes}
     progress: dict[str, Any] = {"step": 0, "best": math.inf, "recent": [], **identity}
     if resume_from is not None:
-        _check_identity(run, saved_progress(resume_from), identity)
+        check_identity(run, saved_progress(resume_from), identity)
     wrapped: torch.nn.Module = model if config.training.shard else accelerator.prepare(model)
     optimizer = accelerator.prepare(optimizer)
     if resume_from is not None:
@@ -158,42 +146,6 @@ def _freeze_unused(model: VLA, data: PreparedData, shard: bool, accelerator: Acc
     batch = batch.to(next(model.parameters()).device)
     with torch.random.fork_rng():
         freeze_unused(model, [model(batch)["loss"]])
-
-
-def _check_run_folder(config: Config, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None to start; a run is never overwritten."""
-    run = config.out
-    if not (run / "checkpoints.json").exists():
-        return None
-    if not resume:
-        raise ConfigError(f"{run} already holds a run: --resume goes on with it, out=FOLDER starts another")
-    if not (run / "config.yaml").exists():
-        raise ConfigError(f"{run} holds checkpoints but no config.yaml, so it cannot go on; out=FOLDER starts another run")
-    saved = parse_config((run / "config.yaml").read_text(), where=str(run / "config.yaml"))
-    differences = [
-        f"{key} ({before!r} then, {now!r} now)"
-        for key, before, now in _differences(saved.model_dump(mode="json"), config.model_dump(mode="json"))
-        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE) and not _SOURCE_PATH.fullmatch(key)
-    ]
-    if differences:
-        raise ConfigError(f"{run} was begun with other settings: {'; '.join(differences)}")
-    return resolve_checkpoint(run, "last")
-
-
-def _check_identity(run: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A run goes on as the same only with the same data and the same number of processes."""
-    if before["data"] != now["data"]:
-        raise ConfigError(f"{run}: the data have changed since this run was begun; out=FOLDER starts another")
-    if before["processes"] != now["processes"]:
-        raise ConfigError(f"{run} was begun with {before['processes']} processes, not {now['processes']}")
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-    elif before != now:
-        yield path, before, now
 
 
 def _say_start(model: VLA, data: PreparedData, accelerator: Accelerator) -> None:
@@ -331,7 +283,7 @@ class _Loop:
         model = self.accelerator.unwrap_model(self.model)
         loss = total = 0.0
         for source, windows in held_out.items():
-            loader = _validation_loader(
+            loader = validation_loader(
                 windows, self.config, len(held_out), self.accelerator.process_index, self.accelerator.num_processes
             )
             transforms = self.data.transforms.of(source) if source else self.data.transforms
@@ -380,70 +332,6 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             publish_checkpoint(self.config.out, partial, name, best)
-
-
-@torch.no_grad()
-def validate(model: VLA, loader: DataLoader, transforms: Transforms, accelerator: Accelerator) -> dict[str, float]:
-    """Loss over ``loader``, and the mean absolute error (binary: accuracy) of every dimension in robot units.
-
-    ``first/...`` is that of the first action of the last step's chunk: what a robot would do.
-    """
-    spec = transforms.spec
-    sums = torch.zeros(2 * len(spec) + 1, dtype=torch.float64)  # on the CPU: not every device has float64
-    counts = torch.zeros_like(sums)
-    model.eval()
-    for batch in loader:
-        batch = batch.to(accelerator.device)
-        with accelerator.autocast():
-            losses, actions = model.evaluate(batch)
-        acted = actions.shape[1]  # how many of the window's last steps the model acts at
-        mask = batch.action_mask[:, -acted:].cpu()
-        sums[0] += losses["loss"].cpu() * mask.sum()
-        counts[0] += mask.sum()
-        predicted = transforms.normalizer.denormalize(actions.float().cpu().numpy())
-        target = transforms.normalizer.denormalize(batch.actions[:, -acted:].cpu().numpy())
-        error = torch.from_numpy(abs(predicted - target)).to(sums)
-        error[..., torch.from_numpy(spec.binary)] = 1 - error[..., torch.from_numpy(spec.binary)]  # accuracy
-        mask = mask[..., None].to(sums)
-        sums[1 : len(spec) + 1] += (error * mask).sum((0, 1, 2))
-        counts[1 : len(spec) + 1] += mask.sum()
-        sums[len(spec) + 1 :] += (error[:, -1, 0] * mask[:, -1, 0]).sum(0)
-        counts[len(spec) + 1 :] += mask[:, -1, 0].sum()
-    model.train()
-    both = accelerator.reduce(torch.stack([sums, counts]).float().to(accelerator.device))
-    means = (both[0] / both[1].clamp(min=1)).tolist()
-    kinds = ["accuracy" if dim.kind == "binary" else "error" for dim in spec.dims]
-    names = [f"{kind}/{dim.name}" for kind, dim in zip(kinds, spec.dims, strict=True)]
-    return dict(zip(["loss", *names, *(f"first/{name}" for name in names)], means, strict=True))
-
-
-def loader_of(
-    dataset: WindowDataset | MixtureDataset | ConversationDataset,
-    batches: Any,
-    workers: int,
-    collate_fn: Callable[..., Any] = collate,
-) -> DataLoader:
-    """Batches of ``dataset`` as ``batches``, a sampler or a list, says; ``workers`` processes load them, 0: this one."""
-    # a generator of its own: making an iterator must not touch the one that dropout draws from
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=collate_fn,
-        num_workers=workers,
-        generator=torch.Generator(),
-        worker_init_fn=leave_interrupts_to_the_main_process,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _validation_loader(dataset: WindowDataset, config: Config, parts: int, rank: int, world_size: int) -> DataLoader:
-    """The same windows of one of ``parts`` sources every time, spread evenly over its held-out episodes and the processes."""
-    count = min(len(dataset), -(-config.training.validation_windows // parts))
-    if config.training.shard:  # every batch is a meeting of all processes, so all of them have as many
-        count = max(world_size, count - count % world_size)
-    items = [Item(0, i * len(dataset) // count) for i in range(count)][rank::world_size]
-    size = config.training.batch_size
-    return loader_of(dataset, [items[i : i + size] for i in range(0, len(items), size)], 0)
 
 
 @contextmanager

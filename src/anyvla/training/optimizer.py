@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anyvla.config import TrainingConfig, TuningConfig
+from anyvla.config.training import TrainingConfig, TuningConfig
 from anyvla.models.vla import VLA
 
 

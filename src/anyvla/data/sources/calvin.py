@@ -24,13 +24,13 @@ import numpy as np
 
 from anyvla.actions.frames import world_to_tcp
 from anyvla.actions.spec import ARM7, POSE7, ActionSpec
+from anyvla.config.settings import OnBadEpisode
+from anyvla.config.sources import CalvinConfig
 from anyvla.data.episode import Problem
 from anyvla.data.sources.calvin_index import CalvinIndex, open_index, read_frame, spans_with
 from anyvla.data.sources.npy import array_from, read_file
 from anyvla.data.sources.restricted_npy import read_object_array
 from anyvla.errors import ConfigError, DataError, did_you_mean
-from anyvla.settings import OnBadEpisode
-from anyvla.source_config import CalvinConfig
 
 FPS = 30.0
 STATE_NAMES = (

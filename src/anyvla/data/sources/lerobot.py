@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from anyvla.actions.spec import ActionDim, ActionSpec
+from anyvla.config.settings import OnBadEpisode
 from anyvla.data.episode import Problem
 from anyvla.data.sources.lerobot_images import OpenImages
 from anyvla.data.sources.lerobot_index import FrameIndex, open_index
@@ -17,7 +18,6 @@ from anyvla.data.sources.lerobot_meta import ACTION, JOURNAL, STATE, Meta, Place
 from anyvla.data.sources.mobile_h5 import STATE_HINT
 from anyvla.data.video import OpenVideos
 from anyvla.errors import ConfigError, DataError, did_you_mean
-from anyvla.settings import OnBadEpisode
 
 _RANGE_TOLERANCE = 1e-3  # recorded limits are rounded to float32
 

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import numpy as np
 
 from anyvla.actions.spec import NAV3, ActionSpec
+from anyvla.config.settings import OnBadEpisode
 from anyvla.data.episode import Problem
 from anyvla.data.scenarios import Scenario, scenario_in
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
-from anyvla.settings import OnBadEpisode
 
 STATE_HINT = "observation.state=null trains without the robot's state"
 _TEXTS = ("language_instruction", "action_event_types")

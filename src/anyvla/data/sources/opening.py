@@ -7,12 +7,8 @@ from pathlib import Path
 
 from anyvla.actions.spec import NAV2, NAV3, ActionSpec
 from anyvla.config import parse_config
-from anyvla.data.episode import EpisodeSource
-from anyvla.data.sources.tfds import find_version
-from anyvla.errors import ConfigError, DataError
-from anyvla.ros2.bag import is_bag
-from anyvla.settings import OnBadEpisode
-from anyvla.source_config import (
+from anyvla.config.settings import OnBadEpisode
+from anyvla.config.sources import (
     BagConfig,
     CalvinConfig,
     LeRobotConfig,
@@ -23,6 +19,10 @@ from anyvla.source_config import (
     SingleSourceConfig,
     SourceConfig,
 )
+from anyvla.data.episode import EpisodeSource
+from anyvla.data.sources.tfds import find_version
+from anyvla.errors import ConfigError, DataError
+from anyvla.ros2.bag import is_bag
 
 
 def open_source(

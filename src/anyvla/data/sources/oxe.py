@@ -8,9 +8,9 @@ not known to be: velocities, fractions of a largest step, and poses. They mean s
 
 from __future__ import annotations
 
+from anyvla.config.sources import OpenXConfig, RLDSConfig, RLDSLayout
 from anyvla.data.sources.tfds import DatasetFolder
 from anyvla.errors import ConfigError, did_you_mean
-from anyvla.source_config import OpenXConfig, RLDSConfig, RLDSLayout
 
 _POSE = ["x", "y", "z", "roll", "pitch", "yaw"]
 _XYZ = ["x", "y", "z"]

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
+from anyvla.config.settings import OnBadEpisode
 from anyvla.data.episode import Problem
 from anyvla.data.sources.packed_files import (
     ACTIONS,
@@ -32,7 +33,6 @@ from anyvla.data.sources.packed_files import (
 )
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
-from anyvla.settings import OnBadEpisode
 
 _BLOCK = 64  # frames checked at a time by one thread
 _TABLE_BLOCK = 1 << 20  # rows of a table looked at together

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from anyvla.actions.spec import DELTA7, ActionSpec
+from anyvla.config.settings import OnBadEpisode
+from anyvla.config.sources import RLDSConfig
 from anyvla.data.episode import Problem
 from anyvla.data.sources.oxe import layout_of
 from anyvla.data.sources.rlds_index import open_index
@@ -25,8 +27,6 @@ from anyvla.data.sources.rlds_steps import decode_image, make_plan
 from anyvla.data.sources.tfds import DatasetFolder, Shard, Slice, find_version, parse_split, read_folder
 from anyvla.data.store import default_cache
 from anyvla.errors import ConfigError, DataError, did_you_mean
-from anyvla.settings import OnBadEpisode
-from anyvla.source_config import RLDSConfig
 
 _STATE_HINT = "observation.state=null trains without the robot's state"
 _OUTSIDE = 0.01  # a larger part of the steps beyond the limits means another unit

@@ -14,10 +14,10 @@ from PIL import Image
 
 from anyvla.actions.gripper import GRIPPER_RULES
 from anyvla.actions.spec import DELTA7
+from anyvla.config.sources import RLDSLayout
 from anyvla.data.sources.tf_example import Feature, byte_ranges, byte_strings, floats, integers, locate_features
 from anyvla.data.sources.tfds import DatasetFolder, FeatureSpec
 from anyvla.errors import ConfigError, DataError, did_you_mean
-from anyvla.source_config import RLDSLayout
 
 _COLUMNS = re.compile(r"(?P<key>[^\[\]]+)(?:\[(?P<start>-?\d+)?(?P<colon>:)?(?P<stop>-?\d+)?\])?")
 _MOST_PIXELS = 2**26

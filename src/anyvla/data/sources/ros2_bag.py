@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from anyvla.actions.spec import ActionSpec
+from anyvla.config.settings import OnBadEpisode
+from anyvla.config.sources import BagConfig
 from anyvla.data.episode import Problem
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
@@ -24,8 +26,6 @@ from anyvla.ros2.episodes import Part, Recording, Rules, episodes_of
 from anyvla.ros2.images import camera_name
 from anyvla.ros2.mapping import NUMBER_KINDS, MappingConfig, Track, own_spec, read_mapping, twist_mapping
 from anyvla.ros2.messages import IMAGE_KINDS
-from anyvla.settings import OnBadEpisode
-from anyvla.source_config import BagConfig
 
 _RANGE_TOLERANCE = 1e-3
 _INSTRUCTION = "/instruction"

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
+from anyvla.config.settings import Fit
 from anyvla.data.episode import Episode, recording_of, stored_jpeg
 from anyvla.data.images import resize_frames
 from anyvla.data.sources.packed_files import (
@@ -34,7 +35,6 @@ from anyvla.data.sources.packed_files import (
     sizes,
 )
 from anyvla.errors import ConfigError, DataError
-from anyvla.settings import Fit
 
 BLOCK = 16  # frames read at a time: 44 MB at 720p
 

@@ -15,7 +15,7 @@ import yaml
 
 import anyvla
 from anyvla.checkpoint import Which, resolve_checkpoint
-from anyvla.config import ExecutionConfig
+from anyvla.config.tree import ExecutionConfig
 from anyvla.errors import ConfigError
 from anyvla.evaluation.calvin.chains import CHAINS, SUBTASKS, evaluation_chains
 from anyvla.evaluation.calvin.checkout import check_checkout, read_sentences, read_surfaces

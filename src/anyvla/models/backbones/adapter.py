@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anyvla.config import PoolingConfig
+from anyvla.config.model import PoolingConfig
 from anyvla.errors import ConfigError, DataError
 from anyvla.models.backbones.families import Family
 from anyvla.models.backbones.sequence import TokenSequence, build_sequence

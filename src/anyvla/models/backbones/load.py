@@ -18,7 +18,8 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 
-from anyvla.config import Config, ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
+from anyvla.config import Config
+from anyvla.config.model import ModelConfig, PretrainedBackboneConfig, TinyBackboneConfig
 from anyvla.errors import CheckpointError, ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.backbones.families import family_of

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from anyvla.actions import ActionSpec
-from anyvla.config import LossConfig
+from anyvla.config.model import LossConfig
 from anyvla.models.losses import action_loss, sample_actions
 
 
@@ -27,11 +27,26 @@ class HeadState:
     features: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class HeadSizes:
+    """What a head reads and what it predicts.
+
+    Attributes:
+        width: D. queries: Q. window: H. chunk: L. bounded: whether normalised continuous actions lie in [-1, 1].
+    """
+
+    width: int
+    queries: int
+    spec: ActionSpec
+    window: int
+    chunk: int
+    bounded: bool
+
+
 class Head(nn.Module, ABC):
     """Features (B, H, Q, D) -> actions (B, H, L, A); step h depends on steps 0..h only.
 
-    A head is made by ``(config, width, queries, spec, window, chunk, bounded, loss)``: D, Q, the action spec, H, L, whether
-    normalised continuous actions lie in [-1, 1], and how the loss is computed.
+    A head is made from its settings, its sizes and the settings of the loss.
 
     Attributes:
         history: steps it looks back on at run time: H, or 1 if each step stands alone.

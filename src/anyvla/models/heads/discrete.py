@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from anyvla.actions import ActionSpec
 from anyvla.actions.discretize import make_discretizer
-from anyvla.config import DiscreteHeadConfig
+from anyvla.config.model import DiscreteHeadConfig
 
 
 class DiscreteHead(nn.Module):

@@ -17,10 +17,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from anyvla.actions import ActionSpec
-from anyvla.config import FlowHeadConfig, LossConfig
+from anyvla.config.model import FlowHeadConfig, LossConfig
 from anyvla.models.attention import attend
-from anyvla.models.heads.base import Head
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.losses import masked_mean, sample_actions
 
 Memory = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of the features for each block, (B, H Q, hidden) each
@@ -35,31 +34,21 @@ class FlowHead(Head):
     all actions the same way: one policy solved 12 of 100 navigation worlds so, another 3; from 0 they solved 94 and 86.
     """
 
-    def __init__(
-        self,
-        config: FlowHeadConfig,
-        width: int,
-        queries: int,
-        spec: ActionSpec,
-        window: int,
-        chunk: int,
-        bounded: bool,
-        loss: LossConfig,
-    ) -> None:
-        super().__init__(spec, loss, history=window)
-        self.bounded = bounded
+    def __init__(self, config: FlowHeadConfig, sizes: HeadSizes, loss: LossConfig) -> None:
+        super().__init__(sizes.spec, loss, history=sizes.window)
+        self.bounded = sizes.bounded
         self.steps = config.steps
         self.draws = config.draws
         self.times = config.times
         hidden = config.hidden
-        self.features_in = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden))
-        self.step_embedding = nn.Parameter(0.02 * torch.randn(window, 1, hidden))
-        self.query_embedding = nn.Parameter(0.02 * torch.randn(queries, hidden))
-        self.actions_in = nn.Linear(len(spec), hidden)
-        self.chunk_embedding = nn.Parameter(0.02 * torch.randn(chunk, hidden))
+        self.features_in = nn.Sequential(nn.LayerNorm(sizes.width), nn.Linear(sizes.width, hidden))
+        self.step_embedding = nn.Parameter(0.02 * torch.randn(sizes.window, 1, hidden))
+        self.query_embedding = nn.Parameter(0.02 * torch.randn(sizes.queries, hidden))
+        self.actions_in = nn.Linear(len(sizes.spec), hidden)
+        self.chunk_embedding = nn.Parameter(0.02 * torch.randn(sizes.chunk, hidden))
         self.time_in = nn.Sequential(nn.Linear(hidden + TIME_WIDTH, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.blocks = nn.ModuleList(FlowBlock(hidden, config.attention_heads) for _ in range(config.layers))
-        self.velocity_out = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(spec)))
+        self.velocity_out = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, len(sizes.spec)))
 
     def forward(self, features: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Features (B, H, Q, D) -> raw actions (B, H, L, A), from ``noise`` of that shape or from its centre, 0."""

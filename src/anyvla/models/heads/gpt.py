@@ -11,32 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from anyvla.actions import ActionSpec
-from anyvla.config import GPTHeadConfig, LossConfig
+from anyvla.config.model import GPTHeadConfig, LossConfig
 from anyvla.models.attention import attend
-from anyvla.models.heads.base import Head
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.heads.trunk import ActionTrunk
 
 
 class GPTHead(Head):
     """Linear DQ -> hidden where they differ, learned positions, causal pre-norm layers, then the trunk; every step predicts."""
 
-    def __init__(
-        self,
-        config: GPTHeadConfig,
-        width: int,
-        queries: int,
-        spec: ActionSpec,
-        window: int,
-        chunk: int,
-        bounded: bool,
-        loss: LossConfig,
-    ) -> None:
-        super().__init__(spec, loss, history=window)
-        size = width * queries
+    def __init__(self, config: GPTHeadConfig, sizes: HeadSizes, loss: LossConfig) -> None:
+        super().__init__(sizes.spec, loss, history=sizes.window)
+        size = sizes.width * sizes.queries
         self.project = nn.Identity() if size == config.hidden else nn.Linear(size, config.hidden)
-        self.gpt = GPT(config.hidden, config.layers, config.attention_heads, window, config.dropout)
-        self.trunk = ActionTrunk(config.hidden, config.trunk, spec, chunk, bounded)
+        self.gpt = GPT(config.hidden, config.layers, config.attention_heads, sizes.window, config.dropout)
+        self.trunk = ActionTrunk(config.hidden, config.trunk, sizes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.trunk(self.gpt(self.project(features.flatten(2))))

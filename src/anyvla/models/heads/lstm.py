@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from anyvla.actions import ActionSpec
-from anyvla.config import LossConfig, LSTMHeadConfig
-from anyvla.models.heads.base import Head
+from anyvla.config.model import LossConfig, LSTMHeadConfig
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.heads.trunk import ActionTrunk
 from anyvla.models.losses import sample_actions
 
@@ -33,21 +32,11 @@ class LSTMHead(Head):
     once a step, not once for every step of the window.
     """
 
-    def __init__(
-        self,
-        config: LSTMHeadConfig,
-        width: int,
-        queries: int,
-        spec: ActionSpec,
-        window: int,
-        chunk: int,
-        bounded: bool,
-        loss: LossConfig,
-    ) -> None:
-        super().__init__(spec, loss, history=window)
+    def __init__(self, config: LSTMHeadConfig, sizes: HeadSizes, loss: LossConfig) -> None:
+        super().__init__(sizes.spec, loss, history=sizes.window)
         dropout = config.dropout if config.layers > 1 else 0.0  # PyTorch drops between layers only
-        self.rnn = nn.LSTM(width * queries, config.hidden, config.layers, batch_first=True, dropout=dropout)
-        self.trunk = ActionTrunk(config.hidden, config.trunk, spec, chunk, bounded)
+        self.rnn = nn.LSTM(sizes.width * sizes.queries, config.hidden, config.layers, batch_first=True, dropout=dropout)
+        self.trunk = ActionTrunk(config.hidden, config.trunk, sizes)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         hidden, _ = self.rnn(features.flatten(2))

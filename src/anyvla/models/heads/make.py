@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from anyvla.actions import ActionSpec
-from anyvla.config import FCHeadConfig, FlowHeadConfig, GPTHeadConfig, LossConfig, LSTMHeadConfig
-from anyvla.models.heads.base import Head
+from anyvla.config.model import FCHeadConfig, FlowHeadConfig, GPTHeadConfig, LossConfig, LSTMHeadConfig
+from anyvla.models.heads.base import Head, HeadSizes
 from anyvla.models.heads.fc import FCHead
 from anyvla.models.heads.flow import FlowHead
 from anyvla.models.heads.gpt import GPTHead
@@ -21,19 +20,6 @@ _HEADS: dict[type, Callable[..., Head]] = {
 }
 
 
-def make_head(
-    config: HeadConfig,
-    width: int,
-    queries: int,
-    spec: ActionSpec,
-    window: int,
-    chunk: int,
-    bounded: bool,
-    loss: LossConfig,
-) -> Head:
-    """The head that ``config`` describes, with fresh weights.
-
-    Args:
-        width: D. queries: Q. window: H. chunk: L. bounded: whether normalised continuous actions lie in [-1, 1].
-    """
-    return _HEADS[type(config)](config, width, queries, spec, window, chunk, bounded, loss)
+def make_head(config: HeadConfig, sizes: HeadSizes, loss: LossConfig) -> Head:
+    """The head that ``config`` describes, with fresh weights."""
+    return _HEADS[type(config)](config, sizes, loss)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from anyvla.actions import ActionSpec
+from anyvla.models.heads.base import HeadSizes
 
 
 class Mlp(nn.Sequential):
@@ -34,17 +34,17 @@ class ActionTrunk(nn.Module):
 
     order: torch.Tensor
 
-    def __init__(self, width: int, hidden: Sequence[int], spec: ActionSpec, chunk: int, bounded: bool) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], sizes: HeadSizes) -> None:
         super().__init__()
-        self.chunk = chunk
-        self.bounded = bounded
-        binary = torch.from_numpy(spec.binary)
+        self.chunk = sizes.chunk
+        self.bounded = sizes.bounded
+        binary = torch.from_numpy(sizes.spec.binary)
         # where each dimension of the output is found behind [continuous, binary]
         self.register_buffer("order", torch.argsort(torch.argsort(binary.int(), stable=True)), persistent=False)
         n_binary = int(binary.sum())
-        n_continuous = len(spec) - n_binary
-        self.continuous = Mlp(width, hidden, chunk * n_continuous) if n_continuous else None
-        self.binary = Mlp(width, hidden, chunk * n_binary) if n_binary else None
+        n_continuous = len(sizes.spec) - n_binary
+        self.continuous = Mlp(width, hidden, self.chunk * n_continuous) if n_continuous else None
+        self.binary = Mlp(width, hidden, self.chunk * n_binary) if n_binary else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         parts = []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from anyvla.batch import Batch
-from anyvla.config import FutureConfig
+from anyvla.config.objectives import FutureConfig
 from anyvla.errors import ConfigError
 from anyvla.models.losses import masked_mean
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from anyvla.batch import Batch
-from anyvla.config import ObjectivesConfig
+from anyvla.config.objectives import ObjectivesConfig
 from anyvla.errors import ConfigError
 from anyvla.models.backbones.adapter import Backbone
 from anyvla.models.objectives.alignment import TextAlignment

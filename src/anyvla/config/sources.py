@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from anyvla.config.settings import Positive, Settings
 from anyvla.errors import did_you_mean
-from anyvla.settings import Positive, Settings
 
 PATH = Field(None, description="folder (or file) of the episodes")
 
