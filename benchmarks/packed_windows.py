@@ -6,7 +6,7 @@ A made data set in the layout of CALVIN: a compressed npz a frame (200 x 200 and
 frames that overlap. The plain loader does for every window what the usual one does: open the W + L npz files, take actions and
 images from each, and resize both cameras to 224 with PIL. Ours give the same W frames, and L actions for each, from
 what ``anyvla convert`` has written: images of 224 kept raw (a memory map), images of the original size kept raw and resized at
-reading, and JPEG of 224. W = 8, L = 10. Every byte that a window has is copied.
+reading, JPEG and AVIF of 224. W = 8, L = 10. Every byte that a window has is copied.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def main() -> None:
             "packed raw 224": {"size": SIZE},
             "packed raw as recorded": {},
             "packed jpeg 224": {"size": SIZE, "encoding": "jpeg"},
+            "packed avif 224": {"size": SIZE, "encoding": "avif"},
         }
         for name, options in settings.items():
             out = Path(scratch) / name.replace(" ", "_")
@@ -126,7 +127,7 @@ def main() -> None:
                 images = {c: np.array(resize_frames(frames[c], SIZE)) for c in CAMERAS}
                 return images, chunk_targets(episode.actions, start, WINDOW, CHUNK)
 
-            if options.get("encoding") != "jpeg":  # the same pixels, to 2 of 255, and actions as the plain loader
+            if "encoding" not in options:  # the same pixels, to 2 of 255, and actions as the plain loader
                 frames = packed.episode(order[0]).read(3, 3 + WINDOW, tuple(CAMERAS))
                 images, actions = plain_window(folder, spans[0][0] + 3, spans[0][1])
                 for k, camera in enumerate(CAMERAS):

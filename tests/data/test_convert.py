@@ -72,7 +72,9 @@ def test_a_second_run_adds_only_what_is_missing(tmp_path: Path) -> None:
     assert [PackedSource(tmp_path).episode(i).name for i in range(5)] == [e.name for e in source.episodes]
 
 
-@pytest.mark.parametrize(("to", "encoding"), [("packed", "raw"), ("packed", "jpeg"), ("lerobot", None), ("mobile_h5", None)])
+@pytest.mark.parametrize(
+    ("to", "encoding"), [("packed", "raw"), ("packed", "jpeg"), ("packed", "avif"), ("lerobot", None), ("mobile_h5", None)]
+)
 def test_several_processes_write_what_one_writes(tmp_path: Path, to: str, encoding: str | None) -> None:
     source = nav(5)
     long = replace(source.episodes[0], name="long.h5", **_longer(source.episodes[0], 40))
@@ -221,21 +223,25 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path) -> None:
     episodes = [replace(e, name=f"{i}-{e.name}", **_longer(e, 30)) for i in range(6) for e in source.episodes]
     convert(ListSource(NAV3, episodes), tmp_path / "h5", "mobile_h5", workers=1)
     command = [sys.executable, "-m", "anyvla", "convert", str(tmp_path / "h5"), str(tmp_path / "out"), "--to", "packed"]
+    index = tmp_path / "out" / "episodes.index"
+
+    def written() -> int:
+        return index.read_bytes().count(b"\n") if index.exists() else 0
+
     kills = 0
-    for wait in (3, 5, 7, 9, 300):
+    for wanted in (3, 9, 17, 1000):  # episodes after which it is killed; never the last time
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        try:
-            assert process.wait(wait) == 0
-            break
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and written() < wanted:
+            time.sleep(0.001)
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             kills += 1
             time.sleep(0.2)
+        assert process.wait() == (0 if wanted == 1000 else -signal.SIGKILL)
     result = PackedSource(tmp_path / "out")
     assert len(result) == 30
     assert result.verify() == []
-    assert kills
+    assert kills == 3
 
 
 def test_a_raw_store_of_the_models_size_is_trained_on_as_it_is(make_episodes, tiny_overrides, tmp_path: Path) -> None:

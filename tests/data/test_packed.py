@@ -93,16 +93,20 @@ def test_episodes_of_a_recording_in_another_order_are_whole_all_the_same(tmp_pat
         assert_same(source.episode(i), episode)
 
 
-def test_jpeg_is_close_small_and_never_coded_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["jpeg", "avif"])
+def test_a_coded_frame_is_close_small_and_never_coded_twice(tmp_path: Path, encoding: str) -> None:
     smooth = np.linspace(0, 255, 9 * 64 * 64 * 3).reshape(9, 64, 64, 3).astype(np.uint8)
     episode = replace(arm(), images={"static": smooth, "gripper": smooth[:, ::2, ::2]})
-    first = PackedSource(write(tmp_path / "a", episode, state=("x", "y"), encoding="jpeg", quality=95))
+    first = PackedSource(write(tmp_path / "a", episode, state=("x", "y"), encoding=encoding))
     frames = first.episode(0).read(0, 9, TWO)
     assert np.abs(frames["static"].astype(int) - smooth).max() < 12
     assert first.ready == {}
-    assert (tmp_path / "a" / "static.jpeg").stat().st_size < smooth.nbytes / 4
-    second = PackedSource(write(tmp_path / "b", first.episode(0), state=("x", "y"), encoding="jpeg", quality=10))
+    assert (tmp_path / "a" / f"static.{encoding}").stat().st_size < smooth.nbytes / 4
+    second = PackedSource(write(tmp_path / "b", first.episode(0), state=("x", "y"), encoding=encoding, quality=10))
     assert_same(second.episode(0), first.episode(0))
+    other = "avif" if encoding == "jpeg" else "jpeg"
+    third = PackedSource(write(tmp_path / "c", first.episode(0), state=("x", "y"), encoding=other))
+    assert np.abs(third.episode(0).read(0, 9, TWO)["static"].astype(int) - smooth).max() < 16
 
 
 def test_images_are_resized_where_asked(tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_an_episode_may_lack_cameras_and_state(tmp_path: Path) -> None:
         make_episode(ARM7, "c", 3, cameras=TWO, seed=2),
         make_episode(ARM7, "d", 3, cameras=["gripper"], seed=3),
     ]
-    for encoding in ("raw", "jpeg"):
+    for encoding in ("raw", "jpeg", "avif"):
         path = write(tmp_path / encoding, *only, state=["x"], encoding=encoding)
         source = PackedSource(path)
         assert source.verify() == []
@@ -158,7 +162,7 @@ def test_a_store_of_another_robot_is_refused_naming_both(tmp_path: Path) -> None
     assert PackedSource(path, state=[]).episode(0).state is None
 
 
-@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("encoding", ["raw", "jpeg", "avif"])
 def test_writing_that_is_broken_off_anywhere_loses_only_the_episode_under_way(tmp_path: Path, encoding: str) -> None:
     whole = arm("play", 40, size=(2, 3))
     episodes = [arm("a", 5, size=(2, 3)), cut(ARM7, whole, 0, 9), cut(ARM7, whole, 5, 14), arm("z", 3, 4, size=(2, 3))]
@@ -292,7 +296,7 @@ def test_damage_is_named_when_the_store_is_opened(tmp_path: Path, file: str, cha
             write(path, arm("d", 4), state=("x", "y"))
 
 
-@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+@pytest.mark.parametrize("encoding", ["raw", "jpeg", "avif"])
 def test_verify_names_every_episode_that_has_changed(tmp_path: Path, encoding: str) -> None:
     whole = arm("play", 40)
     cuts = [cut(ARM7, whole, 0, 20), cut(ARM7, whole, 10, 30), arm("other", 4, 1)]
@@ -344,16 +348,16 @@ def _replace(path: Path, data: bytes) -> None:
 def test_a_mutated_store_gives_only_our_own_errors(tmp_path: Path) -> None:
     whole = arm("play", 30, size=(4, 4))
     cuts = [cut(ARM7, whole, 0, 9), cut(ARM7, whole, 5, 14), arm("z", 3, 4, size=(4, 4))]
-    paths = [write(tmp_path / e, *cuts, state=("x", "y"), encoding=e) for e in ("raw", "jpeg")]
+    paths = [write(tmp_path / e, *cuts, state=("x", "y"), encoding=e) for e in ("raw", "jpeg", "avif")]
     rng = np.random.default_rng(0)
     outcomes = {"error": 0, "read": 0}
     for case in range(1200):
-        path = paths[case % 2]
+        path = paths[case % 3]
         names = sorted(file.name for file in path.iterdir() if file.name != "lock")
         victim = path / names[int(rng.integers(len(names)))]
         original = victim.read_bytes()
         mutated = _mutate(rng, original, victim.suffix in (".json", ".index"))
-        if victim.name == "episodes.index" and case % 3:  # forged: with checksums that are right
+        if victim.name == "episodes.index" and case % 4:  # forged: with checksums that are right
             lines = [line[9:] for line in mutated.split(b"\n")]
             mutated = b"".join(b"%08x %s\n" % (zlib.crc32(line), line) for line in lines if line)
         _replace(victim, mutated)

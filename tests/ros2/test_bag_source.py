@@ -126,11 +126,11 @@ def test_jpeg_files_are_copied_as_they_are(tmp_path: Path) -> None:
     from anyvla.ros2.images import decode_compressed
 
     source = opened(write_drive(tmp_path / "drive"))
-    files = source.episode(0).read_jpeg(3, 5, "front")
+    files = source.episode(0).read_coded(3, 5, "front", "jpeg")
     assert files is not None
     frames = source.episode(0).read(3, 5, ["front"])["front"]
     assert np.array_equal([decode_compressed(file, "jpeg") for file in files], frames)
-    assert opened(write_drive(tmp_path / "raw", compressed=False)).episode(0).read_jpeg(0, 1, "front") is None
+    assert opened(write_drive(tmp_path / "raw", compressed=False)).episode(0).read_coded(0, 1, "front", "jpeg") is None
     convert(source, tmp_path / "packed", "packed", encoding="jpeg", workers=1)
     stored = open_source(source_at(tmp_path / "packed")).episode(0)
     assert np.array_equal(stored.read(3, 5, ["front"])["front"], frames)

@@ -170,9 +170,12 @@ def convert_command(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of all images; as they are if not given")] = None,
     fit: Annotated[Literal["stretch", "pad", "crop"], typer.Option(help="how images are brought to that size")] = "stretch",
     encoding: Annotated[
-        str | None, typer.Option(help="of images: raw or jpeg in packed, image or video in lerobot; without loss if not given")
+        str | None,
+        typer.Option(help="of images: raw, jpeg or avif in packed, image or video in lerobot; without loss if not given"),
     ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="of jpeg")] = 95,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="of jpeg (95 if not given) and avif (85)", show_default=False)
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="decoding processes; all cores if not given")] = None,
     on_bad_episode: Annotated[Literal["error", "skip"], typer.Option()] = "error",
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from anyvla.config.settings import Fit, OnBadEpisode
+from anyvla.data.coding import QUALITY, Coding, check_coding
 from anyvla.data.episode import Episode, EpisodeSource, EpisodeWriter, Problem, recording_of
 from anyvla.data.images import resize_frames
 from anyvla.data.writers.mobile_h5 import MobileH5Writer
@@ -27,12 +28,12 @@ from anyvla.progress import progress_bar
 
 Format = Literal["packed", "lerobot", "mobile_h5"]
 # of images; the first is what is taken where none is asked for, and loses nothing
-ENCODINGS: dict[Format, tuple[str, ...]] = {"packed": ("raw", "jpeg"), "lerobot": ("image", "video"), "mobile_h5": ()}
+ENCODINGS: dict[Format, tuple[str, ...]] = {"packed": ("raw", "jpeg", "avif"), "lerobot": ("image", "video"), "mobile_h5": ()}
 _FEW_FRAMES = 300  # below this, starting processes takes longer than decoding
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 Plan = Sequence[tuple[Episode, int]]  # episodes, and from which frame on their images are needed
-Decoded = dict[str, "np.ndarray | list[bytes]"]  # camera -> (T, H, W, 3) uint8, or T JPEG files
+Decoded = dict[str, "np.ndarray | list[bytes]"]  # camera -> (T, H, W, 3) uint8, or T files
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Images:
 
     size: tuple[int, int] | None = None  # (h, w); as they are if None
     fit: Fit = "stretch"
-    jpeg: int | None = None  # quality; None: not coded
+    coding: Coding | None = None  # None: not coded
+    quality: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def convert(
     size: tuple[int, int] | None = None,
     fit: Fit = "stretch",
     encoding: str | None = None,
-    quality: int = 95,
+    quality: int | None = None,
     workers: int | None = None,
     on_bad_episode: OnBadEpisode = "error",
 ) -> Conversion:
@@ -79,8 +81,8 @@ def convert(
 
     Args:
         to: the format. size: (h, w) of all images; as they are if None. fit: how they are brought to it.
-        encoding: of the images: ``raw``, or ``jpeg`` of this ``quality``, for ``packed``; ``image`` or ``video`` for
-            ``lerobot``. None: without loss.
+        encoding: of the images: ``raw``, ``jpeg`` or ``avif`` for ``packed``; ``image`` or ``video`` for ``lerobot``. None:
+            without loss. quality: of jpeg and avif, 1 to 100; 95 and 85 if None.
         workers: processes that decode, all cores if None; with 1 nothing is started.
         on_bad_episode: whether an episode that cannot be read, or that the format cannot hold, is left out and listed.
 
@@ -95,7 +97,12 @@ def convert(
     if encoding is not None and encoding not in ENCODINGS[to]:
         raise ConfigError(f"{to} has no encoding {encoding!r}; known: {', '.join(ENCODINGS[to]) or 'none to choose'}")
     episodes = [source.episode(i) for i in range(len(source))]
-    images = Images(size, fit, quality if encoding == "jpeg" else None)
+    coding: Coding | None = next((coding for coding in QUALITY if coding == encoding), None)
+    if coding is not None:
+        check_coding(coding)
+    elif quality is not None:
+        raise ConfigError("a quality is of the encodings jpeg and avif")
+    images = Images(size, fit, coding, 0 if coding is None else quality or QUALITY[coding])
     skipped: list[Problem] = []
     written = frames = 0
     with _open_writer(source, episodes, out, to, images, video=encoding == "video") as writer:
@@ -135,8 +142,8 @@ def _open_writer(
         source.spec,
         source.cameras,
         state_names=next((episode.state_names for episode in episodes if episode.state_names), ()),
-        encoding="raw" if images.jpeg is None else "jpeg",
-        quality=95 if images.jpeg is None else images.jpeg,
+        encoding=images.coding or "raw",
+        quality=images.quality or None,
         size=images.size,
         fit=images.fit,
         source=source.name,
@@ -191,8 +198,8 @@ class _Prepared:
             return {camera: np.asarray(parts[0][camera]) for camera in cameras}
         return {camera: np.concatenate([part[camera] for part in parts]) for camera in cameras}
 
-    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
-        if self.decoder.images.jpeg is None:
+    def read_coded(self, start: int, stop: int, camera: str, coding: Coding) -> list[bytes] | None:
+        if self.decoder.images.coding != coding:
             return None
         return [data for part in self.decoder.frames(self.number, start, stop) for data in part[camera]]
 
@@ -292,9 +299,10 @@ def _decoder(plan: Plan, images: Images, workers: int | None) -> Iterator[_Decod
 def _decode(episode: Episode, start: int, stop: int, images: Images) -> Decoded | str:
     """These frames of all cameras, or what is wrong with them: not every error can be sent from one process to another."""
     try:
-        if images.jpeg is not None:
+        if images.coding is not None:
+            coding, quality = images.coding, images.quality
             return {
-                camera: coded_frames(episode, start, stop, camera, images.jpeg, images.size, images.fit)
+                camera: coded_frames(episode, start, stop, camera, coding, quality, images.size, images.fit)
                 for camera in episode.cameras
             }
         decoded: Decoded = dict(episode.read(start, stop, episode.cameras))

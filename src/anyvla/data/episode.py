@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from anyvla.actions.spec import ActionSpec
+from anyvla.data.coding import Coding
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Episode(Protocol):
     """One recorded episode of T frames.
 
     An episode may also have, where its format knows them, a property ``recording`` (see ``recording_of``) and a method
-    ``read_jpeg`` (see ``stored_jpeg``).
+    ``read_coded`` (see ``stored_images``).
     """
 
     @property
@@ -85,10 +86,10 @@ def recording_of(episode: Episode) -> tuple[str, int]:
     return recording
 
 
-def stored_jpeg(episode: Episode, start: int, stop: int, camera: str) -> list[bytes] | None:
-    """The JPEG files of these frames where the format holds them as such, so that nothing is lost by coding them again."""
-    read = getattr(episode, "read_jpeg", None)
-    return None if read is None else read(start, stop, camera)
+def stored_images(episode: Episode, start: int, stop: int, camera: str, coding: Coding) -> list[bytes] | None:
+    """The files of these frames where the format holds them coded so, and nothing is lost by coding them again; else None."""
+    read = getattr(episode, "read_coded", None)
+    return None if read is None else read(start, stop, camera, coding)
 
 
 class EpisodeSource(Protocol):

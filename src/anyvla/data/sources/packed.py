@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import OnBadEpisode
+from anyvla.data.coding import Coding, decode
 from anyvla.data.episode import Problem
 from anyvla.data.sources.packed_files import (
     ACTIONS,
@@ -104,14 +103,22 @@ class PackedEpisode:
 
     def read(self, start: int, stop: int, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         rows = self._frame_rows(start, stop, cameras)
-        if self.files.header.encoding == "raw":
+        encoding = self.files.header.encoding
+        if encoding == "raw":
             return {camera: self.files.images(camera)[rows] for camera in cameras}
-        return {camera: np.stack([self._decode(camera, row) for row in range(rows.start, rows.stop)]) for camera in cameras}
+        return {
+            camera: np.stack([self._decoded(camera, row, encoding) for row in range(rows.start, rows.stop)])
+            for camera in cameras
+        }
 
-    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
-        """The JPEG files of these frames, or None with the encoding raw."""
+    def _decoded(self, camera: str, row: int, coding: Coding) -> np.ndarray:
+        where = f"{self.files.folder / camera}.{coding}: {self.name}: frame {row - self.entry.frame}"
+        return decode(stored_bytes(self.files, camera, row).tobytes(), coding, self.files.header.cameras[camera], where)
+
+    def read_coded(self, start: int, stop: int, camera: str, coding: Coding) -> list[bytes] | None:
+        """The files of these frames, or None if the store has another encoding."""
         rows = self._frame_rows(start, stop, [camera])
-        if self.files.header.encoding == "raw":
+        if self.files.header.encoding != coding:
             return None
         return [stored_bytes(self.files, camera, row).tobytes() for row in range(rows.start, rows.stop)]
 
@@ -124,17 +131,6 @@ class PackedEpisode:
                     f"{self.files.folder}: {self.name} has no camera {camera!r}{did_you_mean(camera, self.cameras)}"
                 )
         return slice(self.entry.frame + start, self.entry.frame + stop)
-
-    def _decode(self, camera: str, row: int) -> np.ndarray:
-        where = f"{self.files.folder / camera}.jpeg: {self.name}: frame {row - self.entry.frame}"
-        size = self.files.header.cameras[camera]
-        try:
-            with Image.open(BytesIO(stored_bytes(self.files, camera, row).tobytes()), formats=("JPEG",)) as image:
-                if (image.height, image.width) != size:  # before it is decoded: a forged size fills the memory
-                    raise DataError(f"{where} is {image.height} x {image.width}, not {size}")
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{where} is damaged ({error})") from error
 
 
 class PackedSource:

@@ -6,6 +6,7 @@
     state.f32            (rows, S)
     <camera>.raw         (frames, h, w, 3) uint8                            encoding raw
     <camera>.jpeg        JPEG files, one behind the other                   encoding jpeg
+    <camera>.avif        AVIF files, one behind the other                   encoding avif
     <camera>.frames      a record a frame: offset, bytes and CRC-32         no bytes where an episode lacks the camera
 
 Frames have rows of their own, the same for all cameras: episodes that are cut from one recording share the frames in which
@@ -32,7 +33,7 @@ VERSION = 1
 FRAME_RECORD = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc", "<u4")])
 _CAMERA = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")  # a camera's name is part of a file's name
 
-Encoding = Literal["raw", "jpeg"]
+Encoding = Literal["raw", "jpeg", "avif"]
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 Side = Annotated[int, Field(ge=1, le=65535)]
 
@@ -52,7 +53,7 @@ class Header(_Stored):
     state: list[str]
     cameras: dict[str, tuple[Side, Side] | None]  # (h, w)
     encoding: Encoding
-    quality: Annotated[int, Field(ge=1, le=100)] | None  # of the encoding jpeg
+    quality: Annotated[int, Field(ge=1, le=100)] | None  # of the encodings jpeg and avif
     source: str
     episodes: Count  # at least so many, and so many frames, are in the store: it was closed with them
     frames: Count
@@ -101,7 +102,7 @@ class PackedFiles:
         return self._map(f"{camera}.frames", FRAME_RECORD, (self.frames,))
 
     def images(self, camera: str) -> np.ndarray:
-        """(frames, h, w, 3) uint8 of the encoding raw, or all bytes of the encoding jpeg."""
+        """(frames, h, w, 3) uint8 of the encoding raw, or all bytes of the others."""
         size, raw = self.header.cameras[camera], self.header.encoding == "raw"
         if size is None:
             raise DataError(f"{self.folder / HEADER}: no size of the camera {camera!r}, whose frames episodes have")

@@ -20,6 +20,7 @@ import numpy as np
 from anyvla.actions.spec import DELTA7, ActionSpec
 from anyvla.config.settings import OnBadEpisode
 from anyvla.config.sources import RLDSConfig
+from anyvla.data.coding import Coding
 from anyvla.data.episode import Problem
 from anyvla.data.sources.oxe import layout_of
 from anyvla.data.sources.rlds_index import open_index
@@ -62,8 +63,10 @@ class RLDSEpisode:
         coded = self._coded(start, stop, cameras)
         return {camera: self._decode(images, start, camera) for camera, images in coded.items()}
 
-    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
-        """The images as they are stored, if they are JPEG files."""
+    def read_coded(self, start: int, stop: int, camera: str, coding: Coding) -> list[bytes] | None:
+        """The images as they are stored, if they are JPEG files and such are wanted."""
+        if coding != "jpeg":
+            return None
         images = self._coded(start, stop, [camera])[camera]
         return images if all(image.startswith(b"\xff\xd8\xff") for image in images) else None
 

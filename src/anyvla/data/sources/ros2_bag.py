@@ -17,6 +17,7 @@ import numpy as np
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import OnBadEpisode
 from anyvla.config.sources import BagConfig
+from anyvla.data.coding import Coding
 from anyvla.data.episode import Problem
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
@@ -80,10 +81,10 @@ class BagEpisode:
             found[camera] = np.stack(images)
         return found
 
-    def read_jpeg(self, start: int, stop: int, camera: str) -> list[bytes] | None:
-        """The JPEG files that the camera has sent; None if it sent other images."""
+    def read_coded(self, start: int, stop: int, camera: str, coding: Coding) -> list[bytes] | None:
+        """The JPEG files that the camera has sent; None if it sent other images, or others are wanted."""
         records = self._records(start, stop, camera)
-        if records[0].kind != "compressed_image":
+        if coding != "jpeg" or records[0].kind != "compressed_image":
             return None
         files = [compressed_file(record.raw) for record in records]
         return files if all(file.startswith(_JPEG) for file in files) else None

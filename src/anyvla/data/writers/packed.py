@@ -8,17 +8,16 @@ import zlib
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
-from PIL import Image
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import Fit
-from anyvla.data.episode import Episode, recording_of, stored_jpeg
+from anyvla.data.coding import QUALITY, Coding, check_coding, coded_size, encode
+from anyvla.data.episode import Episode, recording_of, stored_images
 from anyvla.data.images import resize_frames
 from anyvla.data.sources.packed_files import (
     ACTIONS,
@@ -55,7 +54,7 @@ class PackedWriter:
         *,
         state_names: Sequence[str] = (),
         encoding: Encoding = "raw",
-        quality: int = 95,
+        quality: int | None = None,
         size: tuple[int, int] | None = None,
         fit: Fit = "stretch",
         source: str = "",
@@ -64,12 +63,15 @@ class PackedWriter:
         Args:
             state_names: of the state that episodes have; an episode without any is stored without.
             size: (h, w) of all images; as they come if None, which must be the same for all images of a camera.
+            quality: of jpeg and avif, 1 to 100; 95 and 85 if None.
             source: where the episodes come from, for people.
 
         Raises:
-            ConfigError: the folder holds a store of other actions, cameras, state, size or encoding.
+            ConfigError: the folder holds a store of other actions, cameras, state, size or encoding; no AVIF here.
             DataError: it is damaged, cannot be written, or is being written by another process.
         """
+        if encoding != "raw":
+            check_coding(encoding)
         for camera in cameras:
             check_camera(camera)
         if len(set(cameras)) != len(cameras) or not cameras:
@@ -77,7 +79,6 @@ class PackedWriter:
         self.path = path
         self.spec = spec
         self._size = size
-        self._quality = quality
         self._fit: Fit = fit
         self._open = ExitStack()
         known: dict[str, tuple[int, int] | None] = dict.fromkeys(cameras)
@@ -86,7 +87,7 @@ class PackedWriter:
             state=list(state_names),
             cameras={**known, **(dict.fromkeys(cameras, size) if size else {})},
             encoding=encoding,
-            quality=quality if encoding == "jpeg" else None,
+            quality=None if encoding == "raw" else quality or QUALITY[encoding],
             source=source,
             episodes=0,
             frames=0,
@@ -214,19 +215,19 @@ class PackedWriter:
 
     def _append_frames(self, episode: Episode, start: int) -> None:
         """Write the frames from ``start`` on, of all cameras of the store, empty where the episode lacks one."""
-        begin = start
+        begin, encoding, quality = start, self.header.encoding, self.header.quality
         while begin < episode.length:
             end = min(begin - begin % BLOCK + BLOCK, episode.length)
-            decoded = episode.read(begin, end, episode.cameras) if self.header.encoding == "raw" else {}
+            decoded = episode.read(begin, end, episode.cameras) if encoding == "raw" else {}
             for camera in self.header.cameras:
                 if camera not in episode.cameras:
                     stored: list[Any] = [b""] * (end - begin)
-                elif self.header.encoding == "raw":
+                elif encoding == "raw" or quality is None:
                     stored = [frame.data for frame in self._fitted(episode, camera, decoded[camera])]
                 else:
-                    stored = coded_frames(episode, begin, end, camera, self._quality, self._size, self._fit)
+                    stored = coded_frames(episode, begin, end, camera, encoding, quality, self._size, self._fit)
                     for data in stored:
-                        self._check_size(episode, camera, jpeg_size(data, f"{self.path}: {episode.name}: {camera}"))
+                        self._check_size(episode, camera, coded_size(data, encoding, f"{self.path}: {episode.name}: {camera}"))
                 if len(stored) != end - begin:
                     raise DataError(
                         f"{self.path}: {episode.name}: {len(stored)} frames of {camera} where {end - begin} are wanted"
@@ -371,28 +372,14 @@ class PackedWriter:
 
 
 def coded_frames(
-    episode: Episode, start: int, stop: int, camera: str, quality: int, size: tuple[int, int] | None, fit: Fit
+    episode: Episode, start: int, stop: int, camera: str, coding: Coding, quality: int, size: tuple[int, int] | None, fit: Fit
 ) -> list[bytes]:
-    """These frames as JPEG files: those that the episode has, where they have the ``size`` wanted; else coded here."""
-    stored = stored_jpeg(episode, start, stop, camera)
-    if stored is not None and (size is None or all(jpeg_size(data, episode.name) == size for data in stored)):
+    """These frames as files: those that the episode has, where they have the ``size`` wanted; else coded here."""
+    stored = stored_images(episode, start, stop, camera, coding)
+    if stored is not None and (size is None or all(coded_size(data, coding, episode.name) == size for data in stored)):
         return stored
-    coded = []
     frames = episode.read(start, stop, [camera])[camera]
-    for frame in resize_frames(frames, size, fit) if size else frames:
-        buffer = BytesIO()
-        Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else -1)
-        coded.append(buffer.getvalue())
-    return coded
-
-
-def jpeg_size(data: bytes, where: str) -> tuple[int, int]:
-    """(h, w), without decoding; raises DataError."""
-    try:
-        with Image.open(BytesIO(data), formats=("JPEG",)) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: a damaged JPEG ({error})") from error
+    return [encode(frame, coding, quality) for frame in (resize_frames(frames, size, fit) if size else frames)]
 
 
 def _lengthen(file: IO[bytes], size: int) -> None:
