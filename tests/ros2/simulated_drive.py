@@ -12,6 +12,7 @@ from anyvla.actions import NAV2
 from anyvla.ros2.memory import MemoryTransport
 from anyvla.ros2.node import DriveNode, DriveSettings
 from anyvla.ros2.sources import Chunk, DrivenBy, Failure, Observation
+from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog
 from anyvla_client.supervisor import Watch
 
@@ -84,6 +85,7 @@ class Drive:
     seed: int = 0
     settings: dict = field(default_factory=dict)
     fps: float | None = None
+    monitor: Monitor | None = None
 
     def __post_init__(self) -> None:
         rng = self.rng = np.random.default_rng(self.seed)
@@ -109,6 +111,7 @@ class Drive:
             log=StopLog(self.log),
             steady=lambda: self.steady,
             rest=rests,
+            monitor=self.monitor,
         )
         self.teleop: np.ndarray | None = None
         self.step_times: list[float] = []

@@ -16,6 +16,7 @@ import pytest
 from anyvla.actions import NAV2
 from anyvla.ros2.node import DriveNode, DriveSettings, drive
 from anyvla.ros2.sources import Answers, DrivenBy, Failure, Observation
+from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog
 from tests.ros2.simulated_drive import CAMERA, FAST, OPERATOR, Drive, rests
 
@@ -205,6 +206,36 @@ def test_a_fault_that_stays_does_not_let_it_drive_after_a_reset(tmp_path: Path) 
         assert not moved, name
 
 
+def test_a_watcher_sees_what_the_node_sees_predicts_and_does(tmp_path: Path) -> None:
+    monitor = Monitor(NAV2, 5.0)
+    drive = Drive(tmp_path / "log", 3, fps=5.0, monitor=monitor)
+    drive.say("go")
+    drive.run(3, until=drive.drives)
+    drive.run(1)
+    shown = monitor.shown()
+    assert shown is not None
+    moment = shown.moment
+    assert (moment.instruction, moment.stop, moment.facts) == ("go", None, {"node": "driving"})
+    assert moment.images["front"].shape == (12, 16, 3)
+    assert moment.chunk.shape == (10, 2)
+    assert any(np.allclose(moment.action, twist[[0, 1]]) for _, twist in drive.sent[-11:])
+    before = shown.step
+    drive.run(2)
+    assert monitor.shown().step - before == pytest.approx(10, abs=1)  # the policy's five a second, not the loop's fifty
+    drive.teleop = np.array([0.1, 0, 0, 0, 0, 0])
+    drive.run(0.5)
+    assert monitor.shown().moment.action is None
+    drive.teleop = None
+    drive.operator("reset")
+    drive.run(3, until=drive.drives)
+    drive.camera_on = False
+    drive.run(1)
+    moment = monitor.shown().moment
+    assert moment.stop == "stale_camera"
+    assert "newest image" in moment.facts["stopped by"]
+    assert [stop[2] for stop in monitor.shown().stops] == ["teleop", "stale_camera"]
+
+
 def test_a_reset_that_was_said_before_the_stop_does_not_release_it(tmp_path: Path) -> None:
     drive = Drive(tmp_path / "log", 3)
     drive.say("go")
@@ -380,6 +411,7 @@ from anyvla.actions import NAV2
 from anyvla.ros2.memory import MemoryTransport
 from anyvla.ros2.node import DriveNode, DriveSettings, drive, signals_end
 from anyvla.ros2.sources import Answers, DrivenBy
+from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog
 from anyvla_client.supervisor import Watch
 from pathlib import Path

@@ -75,6 +75,9 @@ def test_launch_files_use_options_that_exist(monkeypatch: pytest.MonkeyPatch) ->
         for part in parts:
             setattr(module, part, lambda *given, **more: (given, more))
         monkeypatch.setitem(sys.modules, name, module)
+    launching = loaded(PACKAGE / NAME / "launching.py")
+    monkeypatch.setitem(sys.modules, f"{NAME}.launching", launching)
+    monkeypatch.setitem(sys.modules, NAME, types.ModuleType(NAME))
     files = {path.name.split(".")[0]: loaded(path) for path in (PACKAGE / "launch").glob("*.launch.py")}
     assert set(files) == {"drive", "record"}
     for module in files.values():

@@ -102,6 +102,8 @@ def run_command(
     max_action_age: Annotated[float, typer.Option(min=0.001, help="seconds since what it was predicted from was seen")] = 1.5,
     max_inference: Annotated[float, typer.Option(min=0.001, help="seconds for one answer of the policy")] = 1.0,
     frozen_images: Annotated[int, typer.Option(min=1, help="the same image again, so many times, stops the robot")] = 5,
+    watch_port: Annotated[int | None, typer.Option(min=0, help="show what it sees, is told and does in a browser")] = None,
+    watch_host: Annotated[str, typer.Option(help="0.0.0.0 to be seen from other machines, by anybody there")] = "127.0.0.1",
     stop_log: Annotated[Path | None, typer.Option(help="append every stop and its cause here, as JSON lines")] = None,
     transport: TransportName = "dds",
     domain: Domain = None,
@@ -137,9 +139,18 @@ def run_command(
     except OSError as error:
         raise ConfigError(f"--stop-log {stop_log} cannot be written: {error}") from error
     source = _source(run, server, api_key_file, max_inference)
+    monitor = None
+    if watch_port is not None:
+        from anyvla.actions.spec import action_spec
+        from anyvla.serving.monitor import Monitor
+        from anyvla.watch.server import start
+
+        monitor = Monitor(action_spec(source.about.action), source.about.fps)
+        address = start(monitor, title="robot", host=watch_host, port=watch_port).address
+        print(f"looking on: {address}", flush=True)
     line = open_transport(transport, domain, loopback)
     try:
-        node = DriveNode(line, source, settings, log=log, on_status=lambda status: print(status, flush=True))
+        node = DriveNode(line, source, settings, log=log, on_status=lambda status: print(status, flush=True), monitor=monitor)
         with signals_end(node):
             print(json.dumps(drive(node), indent=1))
     finally:

@@ -24,8 +24,9 @@ from anyvla.ros2.clock import CameraClock
 from anyvla.ros2.commands import TwistOf
 from anyvla.ros2.mapping import StateField, live_kind, live_value
 from anyvla.ros2.rates import Rates
-from anyvla.ros2.sources import ActionSource, Observation, Outcome
+from anyvla.ros2.sources import ActionSource, Chunk, Observation, Outcome
 from anyvla.ros2.transport import Kind, Message, Transport
+from anyvla.serving.monitor import Moment, Monitor
 from anyvla_client.brokers import Timeline
 from anyvla_client.safety import Limits
 from anyvla_client.stops import StopLog
@@ -83,13 +84,19 @@ class DriveNode:
         steady: Callable[[], float] = time.monotonic,
         rest: Callable[[float], None] = time.sleep,
         on_status: Callable[[str], None] = lambda status: None,
+        monitor: Monitor | None = None,
     ) -> None:
-        """``steady``, ``rest``: the clock and the sleep of the control loop. ``on_status``: told what it does or waits for."""
+        """``steady``, ``rest``: the clock and the sleep of the control loop. ``on_status``: told what it does or waits for.
+
+        ``monitor`` is shown, once in a period of the policy, what it sees, predicts and does.
+        """
         about = source.about
         _check(settings, source)
         self._transport, self._source, self._settings = transport, source, settings
         self._steady, self._rest, self._on_status, self._status = steady, rest, on_status, ""
         self._log = log or StopLog()
+        self._monitor, self._show_due = monitor, -np.inf
+        self._chunk: Chunk | None = None  # the newest of this episode
         self._twist = TwistOf(about.action)
         limits = Limits.from_spec(about.action)
         self._supervisor = Supervisor(
@@ -162,6 +169,23 @@ class DriveNode:
         if status != self._status:
             self._status = status
             self._on_status(status)
+        if self._monitor is not None and steady >= self._show_due:
+            self._show_due = steady + 1 / self._source.about.fps
+            self._show(self._monitor, None if human is not None else command)
+
+    def _show(self, monitor: Monitor, command: np.ndarray | None) -> None:
+        chunk, stop = self._chunk, self.stopped
+        moment = Moment(
+            "robot",
+            self._instruction,
+            {camera: image for camera, (_, image) in self._images.items()},
+            chunk=None if chunk is None else chunk.actions,
+            action=command,
+            step_ms=None if chunk is None else 1e3 * chunk.seconds,
+            stop=None if stop is None else stop.cause,
+            facts={"node": self._status} | ({"stopped by": stop.detail} if stop is not None and stop.detail else {}),
+        )
+        monitor.show(moment)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Steps at the settings' rate, in real time, until someone asks for the end."""
@@ -293,6 +317,7 @@ class DriveNode:
         """Forget what was predicted: the next command comes from what is seen from now on."""
         self._source.restart()
         self._timeline.clear()
+        self._chunk = None
         self._asked_about, self._due = None, -np.inf
 
     def _ask(self, now: float, steady: float) -> None:
@@ -313,6 +338,7 @@ class DriveNode:
                     self.rates.counts["steps_waiting_for_the_policy"] += 1
         chunk = self._source.latest()
         if chunk is not None and self._timeline.add(chunk.actions, chunk.stamp):
+            self._chunk = chunk
             self.rates.chunk(chunk.seconds, now - chunk.stamp)
 
     def _proposal(self, now: float) -> Proposal | None:

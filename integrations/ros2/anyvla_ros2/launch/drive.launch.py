@@ -1,9 +1,6 @@
 """ros2 launch anyvla_ros2 drive.launch.py server:=ws://localhost:8000 camera:=/camera/image_raw/compressed"""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument
-from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
+from anyvla_ros2.launching import description
 
 # name, default, what it is; each becomes an option of `anyvla ros2 run`
 ARGUMENTS = [
@@ -16,8 +13,4 @@ ARGUMENTS = [
 
 
 def generate_launch_description():
-    options = []
-    for name, _, _ in ARGUMENTS:
-        options += ["--" + name.replace("_", "-"), LaunchConfiguration(name)]
-    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in ARGUMENTS]
-    return LaunchDescription([*declared, Node(package="anyvla_ros2", executable="drive", arguments=options, output="screen")])
+    return description("drive", ARGUMENTS)
