@@ -235,10 +235,17 @@ def test_mixed_precision_trains(overrides, tmp_path: Path, precision: str) -> No
     assert all(math.isfinite(loss) for _, loss in _losses(run))
 
 
-def test_two_processes_compute_what_one_does(make_episodes, tiny_overrides, tmp_path: Path) -> None:
-    # chunks of one action are masked nowhere: the mean over both processes is the mean over the batch
-    overrides = [*tiny_overrides, f"data.source.path={make_episodes(*[9] * 8)}", "actions.chunk=1"]
-    one = _run(overrides, tmp_path / "one", "training.batch_size=4")
+def test_two_processes_or_two_passes_compute_what_one_does(make_episodes, tiny_overrides, tmp_path: Path) -> None:
+    # episodes that end within a chunk: each part has another number of real actions
+    lengths = [4, 9, 5, 9, 6, 9, 4, 9]
+    overrides = [*tiny_overrides, f"data.source.path={make_episodes(*lengths)}", "actions.chunk=6"]
+    one = _run(overrides, tmp_path / "one", "training.batch_size=4", "training.accumulation=1")
+    passes = _run(overrides, tmp_path / "passes", "training.batch_size=2", "training.accumulation=2")
+    losses = [loss for _, loss in _losses(one)]
+    np.testing.assert_allclose([loss for _, loss in _losses(passes)], losses, rtol=1e-4)
+    first, second = _weights(one), _weights(passes)
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    overrides.append("training.accumulation=1")
     done = _launch("-m", "anyvla", "train", "nav-tiny", *overrides, f"out={tmp_path / 'two'}", "training.batch_size=2")
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"

@@ -54,6 +54,10 @@ class VLA(nn.Module, ABC):
         features, losses = self.action_losses(batch)
         return losses if self.objectives is None else self.objectives(self.backbone, features, batch, losses)
 
+    def count_actions(self, batch: Batch) -> int:
+        """Real actions that the loss of ``batch`` is a mean over."""
+        return int(batch.action_mask.sum())
+
     @abstractmethod
     def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The features (B, H, Q, D) of the windows; and the loss of the actions, as ``loss``, and its parts by name."""
@@ -181,6 +185,9 @@ class DiscreteVLA(VLA):
     """Actions as tokens: the chunk of the window's last step is decoded behind its query tokens."""
 
     head: DiscreteHead
+
+    def count_actions(self, batch: Batch) -> int:
+        return int(batch.action_mask[:, -1].sum())
 
     def action_losses(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Teacher forcing: all action tokens in one pass, each predicted from what stands before it."""

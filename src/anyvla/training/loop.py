@@ -244,8 +244,9 @@ class _Loop:
         means: dict[str, float] = {}
         norm = 0.0
         names: list[str] = []
-        for _ in range(self.settings.accumulation):
-            batch = next(batches).to(self.accelerator.device)
+        taken = [next(batches) for _ in range(self.settings.accumulation)]
+        for batch, share in zip(taken, self._shares(taken), strict=True):
+            batch = batch.to(self.accelerator.device)
             here = batch.names + ([] if batch.text is None else batch.text.names)
             names += here
             with self.accelerator.accumulate(self.model):
@@ -256,7 +257,7 @@ class _Loop:
                 values = dict(zip(losses, numbers, strict=True))
                 if not math.isfinite(values["loss"]):
                     raise self._not_finite("loss", values["loss"], here)
-                self.accelerator.backward(losses["loss"])
+                self.accelerator.backward(share * losses["loss"])
                 if self.accelerator.sync_gradients:
                     norm = float(whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)))
                     if not math.isfinite(norm) and self.accelerator.scaler is None:
@@ -265,8 +266,18 @@ class _Loop:
                 self.optimizer.zero_grad()
             for name, value in values.items():
                 key = name if name == "loss" else f"loss/{name}"
-                means[key] = means.get(key, 0.0) + value / self.settings.accumulation
+                means[key] = means.get(key, 0.0) + share * value / self.settings.accumulation
         return means, norm
+
+    def _shares(self, batches: list[Batch]) -> list[float]:
+        """What each batch counts, 1 on average over the step: its part of the real actions, which are fewer where episodes end.
+
+        So the mean over forward passes and processes is that over one batch of all their windows.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        counts = [model.count_actions(batch) for batch in batches]
+        mean = self._mean_over_processes(sum(counts) / len(counts))
+        return [count / mean for count in counts] if mean else [1.0] * len(counts)
 
     def _not_finite(self, what: str, value: float, names: list[str]) -> TrainingError:
         return TrainingError(
