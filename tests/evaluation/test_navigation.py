@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from anyvla.cli import app
 from anyvla.config import load_config
 from anyvla.config.tree import RecedingHorizonConfig
 from anyvla.errors import CheckpointError, ConfigError
@@ -24,9 +26,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that has seen a few episodes of the real simulator, for two steps."""
     folder = tmp_path_factory.mktemp("nav")
     collect_nav(folder / "data", "1box", 4, 0, (32, 48), workers=1)
+    return _train(folder, folder / "run", f"{{type: mobile_h5, path: {folder / 'data'}}}")
+
+
+def _train(folder: Path, out: Path, source: str) -> Path:
     overrides = [
-        f"out={folder / 'run'}",
-        f"data={{source: {{type: mobile_h5, path: {folder / 'data'}}}, cache: {folder / 'cache'}}}",
+        f"out={out}",
+        f"data={{source: {source}, cache: {folder / 'cache'}}}",
         "observation.image_size=[32,48]",
         "model.backbone={type: tiny, width: 32, vision_layers: 1, language_layers: 1}",
         "model.head={type: lstm, hidden: 16, trunk: [16]}",
@@ -129,6 +135,16 @@ def test_execution_can_be_chosen(run: Path) -> None:
         _evaluate(run, execution=RecedingHorizonConfig(steps=11))
     with pytest.raises(ConfigError, match="the expert predicts no chunks"):
         _evaluate(None, execution=RecedingHorizonConfig(steps=3))
+
+
+def test_a_policy_of_a_mixture_is_evaluated_in_the_scale_of_the_source_that_is_named(run: Path, tmp_path: Path) -> None:
+    one = f"{{type: mobile_h5, path: {run.parent / 'data'}}}"
+    mixed = _train(run.parent, tmp_path / "run", f"{{type: mixture, weights: {{a: 1, b: 1}}, sources: {{a: {one}, b: {one}}}}}")
+    with pytest.raises(ConfigError, match=r"several sources.*a, b"):
+        _evaluate(mixed, episodes=1)
+    assert _evaluate(mixed, episodes=1, source="b")["source"] == "b"
+    result = CliRunner().invoke(app, ["eval", str(mixed), "--source", "c", "--episodes", "1"])
+    assert result.exit_code == 1
 
 
 def test_results_with_probes_pair_and_other_seeds_do_not(tmp_path: Path) -> None:
