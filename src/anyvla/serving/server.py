@@ -13,12 +13,13 @@ import hmac
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class PolicyServer:
         self.metrics = Metrics()
         self._monitor = monitor
         self.spec = policy.spec()
-        self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Answer]]] = asyncio.Queue()
+        self._queue: SimpleQueue[tuple[Request, asyncio.Future[Answer]] | None] = SimpleQueue()  # None: no more will come
         self._busy: dict[ServerConnection, bool] = {}  # every connected client: whether it has a request in flight
         self._stopping = False
         self._greeting = wire.pack(self.metadata())
@@ -154,20 +155,19 @@ class PolicyServer:
                 )
             except OSError as error:
                 raise ConfigError(f"cannot serve at {settings.host}:{settings.port}: {error}") from error
-            batches = asyncio.create_task(self._infer(inference))
+            batches = asyncio.wrap_future(inference.submit(self._infer, asyncio.get_running_loop()))
             try:
                 listening(next(iter(server.sockets)).getsockname()[1])
                 told = asyncio.create_task(stop.wait())
-                either: list[asyncio.Task[Any]] = [told, batches]
+                either: list[asyncio.Future[Any]] = [told, batches]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 told.cancel()
                 await self._finish(server)
             finally:
                 server.close()
                 await server.wait_closed()
-                batches.cancel()
-            if batches.done() and not batches.cancelled():
-                batches.result()  # it ends by a bug alone, which is told
+                self._queue.put(None)
+            await batches  # raises the bug, if it ended by one
 
     async def _finish(self, server: Any) -> None:
         """No new clients; idle ones are let go at once, busy ones when they have their answer."""
@@ -190,31 +190,40 @@ class PolicyServer:
             sessions = [self.policy.start("stop") for _ in range(rows)]
             self.policy.chunk_batch(sessions, [images] * rows, states=[state] * rows)
 
-    async def _infer(self, inference: ThreadPoolExecutor) -> None:
-        """Forever: whatever waits, together."""
-        while True:
-            waiting = [await self._queue.get()]
+    def _infer(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On its own thread, until there is nothing more to come: whatever waits, together."""
+        while (first := self._queue.get()) is not None:
+            waiting = [first]
             while len(waiting) < self.settings.batch and not self._queue.empty():
-                waiting.append(self._queue.get_nowait())
+                further = self._queue.get()
+                if further is None:
+                    self._queue.put(None)
+                    break
+                waiting.append(further)
             alive = [(request, answer) for request, answer in waiting if not request.given_up]
-            self.metrics.stale_drops += len(waiting) - len(alive)
-            groups = [alive] if alive else []
-            while groups:
-                group = groups.pop(0)
-                done = asyncio.wrap_future(inference.submit(answer_batch, self.policy, [request for request, _ in group]))
-                await asyncio.wait([done])
-                failure = done.exception()
-                if failure is not None and len(group) > 1:
-                    groups = [[one] for one in group]  # one of them is to blame, and is found by asking each alone
-                    continue
-                outcomes = [failure] if failure is not None else done.result()
-                for (_, answer), outcome in zip(group, outcomes, strict=True):
-                    if answer.done():
-                        continue
-                    if isinstance(outcome, Answer):
-                        answer.set_result(outcome)
-                    else:
-                        answer.set_exception(outcome)
+            outcomes = self._answers([request for request, _ in alive])
+            answers = [answer for _, answer in alive]
+            loop.call_soon_threadsafe(self._deliver, answers, outcomes, len(waiting) - len(alive))
+
+    def _answers(self, requests: list[Request]) -> Sequence[Answer | Exception]:
+        """One for each request."""
+        try:
+            return answer_batch(self.policy, requests) if requests else []
+        except Exception as error:  # noqa: BLE001 - whatever fails, the clients are told, and the server goes on
+            if len(requests) == 1:
+                return [error]
+            # one of them is to blame, and is found by asking each alone
+            return [outcome for request in requests for outcome in self._answers([request])]
+
+    def _deliver(self, answers: list[asyncio.Future[Answer]], outcomes: Sequence[Answer | Exception], given_up: int) -> None:
+        self.metrics.stale_drops += given_up
+        for answer, outcome in zip(answers, outcomes, strict=True):
+            if answer.done():
+                continue
+            if isinstance(outcome, Answer):
+                answer.set_result(outcome)
+            else:
+                answer.set_exception(outcome)
 
     # ---------------------------------------------------------------------------------------------------------- one connection
 
@@ -295,7 +304,7 @@ class PolicyServer:
             raise Refusal("bad_observation", error) from error
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         missed = episode.missed
-        self._queue.put_nowait((request, answer))
+        self._queue.put((request, answer))
         either: tuple[asyncio.Future[Any], ...] = (answer, gone)
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
