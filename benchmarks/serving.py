@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -136,19 +135,6 @@ def overhead(uri: str, requests: int) -> dict[str, Any]:
         return found | ({"further_in_the_server_ms": rounded(served)} if served else {})
 
 
-@contextmanager
-def awake() -> Iterator[None]:
-    """Keep the processor from sleeping, with loops of the lowest priority: a virtual machine's core wakes slowly."""
-    command = ["nice", "-n", "19", sys.executable, "-c", "while True: pass"]
-    loops = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
-
-
 async def load(uri: str, clients: int, rate: float, seconds: float, size: tuple[int, int]) -> dict[str, Any]:
     """``clients`` robots, each with a frame every ``1 / rate`` seconds for ``seconds``, spread over the period."""
     from websockets.asyncio.client import connect
@@ -240,8 +226,6 @@ def main() -> None:
         # in turns, so that both meet the same load of the machine
         rounds = [(overhead(ours, arguments.requests // 5), overhead(theirs, arguments.requests // 5)) for _ in range(5)]
         results["overhead"], results["plain"] = ([one[i] for one in rounds] for i in range(2))
-        with awake():
-            results["overhead_awake"] = [overhead(ours, arguments.requests // 5) for _ in range(5)]
     with server("pretended:0.1", 1) as uri, PolicyClient(uri) as client:
         results["control"] = drive_fake(client, rate=30, seconds=min(20.0, arguments.seconds), seed=0, prompt="go")
     with server(arguments.run, arguments.threads) as uri:
