@@ -139,7 +139,12 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
         evaluation("Two boxes", (None, "timeout"), 100, frames=8, scenario="2box"),
         metrics=METRICS,
         config_yaml="out: runs/<b>a</b>\nactions: {spec: nav2}\n",
-        data_summary={"training_episodes": 380, "skipped": [{"episode": "e7.h5", "reason": "17 frames, 18 actions"}]},
+        data_summary={
+            "training_episodes": 380,
+            "conversation_answers": 0,
+            "sources": {"ours": {"episodes": 371, "windows": 5011, "weight": 0.75}},
+            "skipped": [{"episode": "e7.h5", "reason": "17 frames, 18 actions"}],
+        },
         stages={"collect": 75.0, "train": 3725.0},
     )
 
@@ -167,6 +172,9 @@ def test_it_holds_the_numbers(full: tuple[str, Page]) -> None:
         assert number in words
     assert "e7.h5" in words
     assert "17 frames, 18 actions" in words
+    assert "380 training episodes." in words
+    assert "ours 0.75 371 5011" in words
+    assert "conversation answers" not in words
     assert "linear x (m/s)" in words, "the curves name units"
     assert "out: runs/<b>a</b>" in words, "settings are shown as they are"
 
