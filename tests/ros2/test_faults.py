@@ -254,6 +254,30 @@ def test_a_reset_that_was_said_before_the_stop_does_not_release_it(tmp_path: Pat
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
     assert events[-3:] == ["stop", "old_reset", "reset"]
 
+    # said after the first stop, but before another one, which does not show since the first one counts
+    drive.camera_on = False
+    drive.run(0.5)
+    assert drive.node.stopped.cause == "stale_camera"
+    said = drive.transport.now()
+    drive.camera_on = True
+    drive.run(0.2)
+    drive.operator("stop")
+    drive.run(0.2)
+    drive.transport.inject(OPERATOR, "string", "reset", None, sent=said)
+    drive.run(1)
+    assert drive.node.stopped is not None
+
+
+def test_an_old_reset_does_not_disturb_a_robot_that_drives(tmp_path: Path) -> None:
+    drive = Drive(tmp_path / "log", 3)
+    drive.say("go")
+    drive.run(3, until=drive.drives)
+    drive.run(1)
+    before = drive.steady
+    drive.transport.inject(OPERATOR, "string", "reset", None, sent=drive.transport.now() - 100)
+    drive.run(0.5)
+    assert all(twist.any() for twist in drive.since(before))
+
 
 def test_one_image_out_of_order_is_left_out_and_stops_nothing(tmp_path: Path) -> None:
     drive = Drive(tmp_path / "log", 5)

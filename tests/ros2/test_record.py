@@ -105,6 +105,7 @@ def test_an_order_that_was_given_before_the_recorder_began_is_not_obeyed(tmp_pat
     robot.run(0.5)
     made = recorder(tmp_path / "out", robot)
     assert made.commands.empty()
+    assert "'start' was said 0.5 s before" in made.old.get_nowait()
     robot.line.publish("/anyvla/record", "string", "start")
     assert made.commands.get_nowait() == "start"
     made.close()

@@ -102,7 +102,9 @@ def run_command(
     max_action_age: Annotated[float, typer.Option(min=0.001, help="seconds since what it was predicted from was seen")] = 1.5,
     max_inference: Annotated[float, typer.Option(min=0.001, help="seconds for one answer of the policy")] = 1.0,
     frozen_images: Annotated[int, typer.Option(min=1, help="the same image again, so many times, stops the robot")] = 5,
-    watch_port: Annotated[int | None, typer.Option(min=0, help="show what it sees, is told and does in a browser")] = None,
+    watch_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="show what it sees, is told and does in a browser")
+    ] = None,
     watch_host: Annotated[str, typer.Option(help="0.0.0.0 to be seen from other machines, by anybody there")] = "127.0.0.1",
     stop_log: Annotated[Path | None, typer.Option(help="append every stop and its cause here, as JSON lines")] = None,
     transport: TransportName = "dds",
@@ -118,6 +120,8 @@ def run_command(
     from anyvla_client.stops import StopLog
     from anyvla_client.supervisor import Watch
 
+    if watch_port is None and watch_host != "127.0.0.1":
+        raise ConfigError("--watch-host goes with --watch-port")
     settings = DriveSettings(
         cameras=_cameras(camera or []),
         command_topic=cmd_vel,

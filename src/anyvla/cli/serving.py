@@ -29,7 +29,7 @@ def serve(
     api_key_file: Annotated[Path | None, typer.Option(help="openpi: clients must know the key in it")] = None,
     max_clients: Annotated[int, typer.Option(min=1, help="openpi: connections at once")] = 64,
     watch_port: Annotated[
-        int | None, typer.Option(min=0, help="openpi: show what robots see and are told in a browser")
+        int | None, typer.Option(min=0, max=65535, help="openpi: show what robots see and are told in a browser")
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="openpi: torch.compile; minutes at the start")] = False,
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="openpi: what the model computes in")] = "fp32",

@@ -16,7 +16,7 @@ from typing import Any
 from anyvla.errors import ConfigError, DataError
 from anyvla.ros2.cdr import deserialize, serialize
 from anyvla.ros2.dds_entities import domain_number, join, quality, wire_class, wire_topic
-from anyvla.ros2.transport import Kind, Message
+from anyvla.ros2.transport import Kind, Message, sent_at
 
 _log = logging.getLogger(__name__)
 _POLL = 100_000_000  # nanoseconds after which a waiting thread looks whether it should end
@@ -149,4 +149,4 @@ class DdsTransport:
                     except DataError as error:
                         _log.warning("%s: a message is left out: %s", topic, error)
                         continue
-                    callback(Message(kind, data, stamp, received, info.source_timestamp / 1e9))
+                    callback(Message(kind, data, stamp, received, sent_at(info.source_timestamp, received)))

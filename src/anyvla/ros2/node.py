@@ -96,7 +96,9 @@ class DriveNode:
         self._steady, self._rest, self._on_status, self._status = steady, rest, on_status, ""
         self._log = log or StopLog()
         self._monitor, self._show_due = monitor, -np.inf
+        self._shown_chunk: Chunk | None = None
         self._chunk: Chunk | None = None  # the newest of this episode
+        self._operated = transport.now()  # when it began, or when the operator last stopped or released it
         self._twist = TwistOf(about.action)
         limits = Limits.from_spec(about.action)
         self._supervisor = Supervisor(
@@ -174,14 +176,16 @@ class DriveNode:
             self._show(self._monitor, None if human is not None else command)
 
     def _show(self, monitor: Monitor, command: np.ndarray | None) -> None:
-        chunk, stop = self._chunk, self.stopped
+        """``command``: None while a human drives."""
+        chunk, stop = None if command is None else self._chunk, self.stopped
+        new, self._shown_chunk = chunk is not None and chunk is not self._shown_chunk, chunk
         moment = Moment(
             "robot",
             self._instruction,
             {camera: image for camera, (_, image) in self._images.items()},
             chunk=None if chunk is None else chunk.actions,
             action=command,
-            step_ms=None if chunk is None else 1e3 * chunk.seconds,
+            step_ms=1e3 * chunk.seconds if chunk is not None and new else None,
             stop=None if stop is None else stop.cause,
             facts={"node": self._status} | ({"stopped by": stop.detail} if stop is not None and stop.detail else {}),
         )
@@ -276,17 +280,20 @@ class DriveNode:
 
     def _read_operator(self, message: Message, now: float, steady: float) -> None:
         word = message.data.strip().lower()
-        stopped = self._supervisor.stopped
-        if word == "reset" and stopped is not None and message.sent is not None and message.sent < stopped.time:
-            # a latched one, which comes when its sender is found
-            self._supervisor.note(
-                Event("old_reset", now, stopped.cause, f"said {stopped.time - message.sent:.1f} s before the stop")
-            )
+        said = now if message.sent is None else message.sent
+        latest = max(self._operated, -np.inf if self.stopped is None else self.stopped.time)
+        latest = min(latest, message.received)  # of a clock that has gone back since
+        early = f"said {latest - said:.1f} s before the last stop, reset or start"
+        if word == "reset" and said < latest:  # a latched one, or one that was long under way: it was not meant for this
+            self._supervisor.note(Event("old_reset", now, "", early))
+            self._on_status(f"a reset is not obeyed: {early}; say it again")
         elif word == "reset":
+            self._operated = now
             self._supervisor.reset(now)
             self._images.clear()
             self._begin_episode()
         else:  # whatever an operator shouts is a reason to stop
+            self._operated = max(self._operated, said)
             self._supervisor.stop("operator", f"said {message.data!r}", now)
 
     def _read_pose(self, message: Message, now: float, steady: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from anyvla.errors import AnyVLAError, DataError
 from anyvla.ros2.messages import ROS_TYPES, Maker, build, content, stamp_of
-from anyvla.ros2.transport import Kind, Message
+from anyvla.ros2.transport import Kind, Message, sent_at
 
 _LATCHED_DEPTH = 1
 _DEPTH = 10
@@ -53,8 +53,9 @@ class RclpyTransport:
         """See ``Transport``. A message that cannot be decoded is logged and left out."""
         last: list[Any] = [None]  # what a volatile and a durable subscription both hear is told once
 
-        def heard(message: Any, sent: float | None = None) -> None:
+        def heard(message: Any, source_timestamp: int | None = None) -> None:
             received = self.now()
+            sent = None if source_timestamp is None else sent_at(source_timestamp, received)
             try:
                 data, stamp = content(kind, message), stamp_of(kind, message)
             except (DataError, ValueError) as error:
@@ -65,7 +66,7 @@ class RclpyTransport:
         def heard_once(message: Any, info: dict[str, Any]) -> None:
             if info["source_timestamp"] != last[0]:
                 last[0] = info["source_timestamp"]
-                heard(message, info["source_timestamp"] / 1e9)
+                heard(message, info["source_timestamp"])
 
         with self._lock:
             if kind == "string":

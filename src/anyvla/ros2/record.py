@@ -123,6 +123,7 @@ class Recorder:
             text: instruction until one is said.
         """
         self.commands: queue.Queue[str] = queue.Queue()
+        self.old: queue.Queue[str] = queue.Queue()  # what is said of commands that came too late to be obeyed
         self._transport, self._writer, self._mapping, self._rules, self._text = transport, writer, mapping, rules, text
         self._cameras = dict(cameras)
         self._folder = writer.path / SPOOL
@@ -145,8 +146,12 @@ class Recorder:
             began = transport.now()
 
             def command(message: Message) -> None:
-                if message.sent is None or message.sent >= began:  # not a latched one, meant for another recording
+                if message.sent is None or message.sent >= began:
                     self.commands.put(message.data)
+                else:  # a latched one, meant for another recording
+                    self.old.put(
+                        f"not done: {message.data!r} was said {began - message.sent:.1f} s before this recording began"
+                    )
 
             transport.subscribe(control, "string", command)
 
@@ -309,6 +314,8 @@ def record(recorder: Recorder, say: Callable[[str], None], period: float = 1.0) 
         try:
             said = recorder.commands.get(timeout=max(wait, 0.001))
         except queue.Empty:
+            while not recorder.old.empty():
+                say(recorder.old.get())
             say(recorder.status())
             due = time.monotonic() + period
             continue

@@ -5,6 +5,7 @@ Back ends: `rclpy_transport` (the robot's own ROS), `dds` (plain DDS, no ROS ins
 run over a bag or in a test exactly as on a robot.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -26,6 +27,14 @@ class Message:
     stamp: float | None  # the header's stamp in seconds; None where the type has no header or the stamp is zero
     received: float  # the transport's clock on arrival, seconds
     sent: float | None = None  # the transport's clock when it was sent, which for a latched one is long ago; None if not known
+
+
+def sent_at(source_timestamp: int, received: float) -> float:
+    """When a message was sent, on the clock of the transport that received it just now; that of the wall may jump.
+
+    ``source_timestamp``: nanoseconds on the sender's wall clock, which is taken for that of this machine.
+    """
+    return received - max(0.0, time.time() - source_timestamp / 1e9)
 
 
 class Transport(Protocol):
