@@ -544,6 +544,33 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path, number: sig
     assert complaints == ""
 
 
+def test_a_second_signal_ends_a_server_whose_model_hangs() -> None:
+    code = """
+import time
+from anyvla.serving.server import PolicyServer, ServerSettings, serve_forever
+from tests.serving.arm_policy import arm_policy
+policy = arm_policy()
+def listening(port):
+    policy.chunk_batch = lambda *args, **more: print("asked", flush=True) or time.sleep(600)
+    print(port, flush=True)
+serve_forever(PolicyServer(policy, ServerSettings(port=0)), listening)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        robot = raw(f"ws://127.0.0.1:{process.stdout.readline().strip()}")
+        robot.send(pack(observation(0)))
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # what is in flight is waited for
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_without_the_extra_its_name_is_told(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
     with pytest.raises(MissingExtraError, match=r"anyvla\[serve\]"):

@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import Literal
 
 import numpy as np
-from PIL import Image, features
+from PIL import AvifImagePlugin, Image, features
 
 from anyvla.errors import ConfigError, DataError
 
@@ -20,7 +20,7 @@ _AVIF_SPEED = 8  # of 0 to 10: 6 takes three times as long for the same size
 def check_coding(coding: Coding) -> None:
     """Raises ConfigError where the installed Pillow lacks it."""
     if coding == "avif" and not features.check("avif"):
-        raise ConfigError("this Pillow was built without AVIF; install one of pypi.org, 11.3 or newer, or take jpeg")
+        raise ConfigError("this Pillow was built without AVIF: install one from pypi.org, 11.3 or newer")
 
 
 def encode(frame: np.ndarray, coding: Coding, quality: int) -> bytes:
@@ -46,6 +46,8 @@ def coded_size(data: bytes, coding: Coding, where: str) -> tuple[int, int]:
 
 def decode(data: bytes, coding: Coding, size: tuple[int, int] | None, where: str) -> np.ndarray:
     """A file of a frame of ``size`` (h, w) -> (h, w, 3) uint8 RGB; raises DataError, for another size before decoding it."""
+    if coding == "avif":  # else it starts a thread for every core, for each of many small images
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     try:
         with Image.open(BytesIO(data), formats=(_FORMAT[coding],)) as image:
             if (image.height, image.width) != size:  # a forged size fills the memory

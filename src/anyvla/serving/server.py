@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -164,9 +165,9 @@ class PolicyServer:
                 told.cancel()
                 await self._finish(server)
             finally:
+                self._queue.put(None)
                 server.close()
                 await server.wait_closed()
-                self._queue.put(None)
             await batches  # raises the bug, if it ended by one
 
     async def _finish(self, server: Any) -> None:
@@ -201,22 +202,25 @@ class PolicyServer:
                     break
                 waiting.append(further)
             alive = [(request, answer) for request, answer in waiting if not request.given_up]
-            outcomes = self._answers([request for request, _ in alive])
-            answers = [answer for _, answer in alive]
-            loop.call_soon_threadsafe(self._deliver, answers, outcomes, len(waiting) - len(alive))
+            if len(alive) < len(waiting):
+                loop.call_soon_threadsafe(self._count_stale, len(waiting) - len(alive))
+            groups = [alive] if alive else []
+            while groups:
+                group = groups.pop(0)
+                outcomes: Sequence[Answer | Exception]
+                try:
+                    outcomes = answer_batch(self.policy, [request for request, _ in group])
+                except Exception as error:  # noqa: BLE001 - whatever fails, the clients are told, and the server goes on
+                    if len(group) > 1:
+                        groups = [[one] for one in group]  # one of them is to blame, and is found by asking each alone
+                        continue
+                    outcomes = [error]
+                loop.call_soon_threadsafe(self._deliver, [answer for _, answer in group], outcomes)
 
-    def _answers(self, requests: list[Request]) -> Sequence[Answer | Exception]:
-        """One for each request."""
-        try:
-            return answer_batch(self.policy, requests) if requests else []
-        except Exception as error:  # noqa: BLE001 - whatever fails, the clients are told, and the server goes on
-            if len(requests) == 1:
-                return [error]
-            # one of them is to blame, and is found by asking each alone
-            return [outcome for request in requests for outcome in self._answers([request])]
+    def _count_stale(self, drops: int) -> None:
+        self.metrics.stale_drops += drops
 
-    def _deliver(self, answers: list[asyncio.Future[Answer]], outcomes: Sequence[Answer | Exception], given_up: int) -> None:
-        self.metrics.stale_drops += given_up
+    def _deliver(self, answers: list[asyncio.Future[Answer]], outcomes: Sequence[Answer | Exception]) -> None:
         for answer, outcome in zip(answers, outcomes, strict=True):
             if answer.done():
                 continue
@@ -347,7 +351,7 @@ class PolicyServer:
 
 
 def serve_forever(server: PolicyServer, listening: Callable[[int], object]) -> None:
-    """Serve until SIGTERM or Ctrl-C, then stop as ``run`` does; a second signal ends at once."""
+    """Serve until SIGTERM or Ctrl-C, then stop as ``run`` does; a second signal ends the process at once."""
 
     async def life() -> None:
         stop = asyncio.Event()
@@ -355,7 +359,8 @@ def serve_forever(server: PolicyServer, listening: Callable[[int], object]) -> N
 
         def stopped(number: signal.Signals) -> None:
             stop.set()
-            loop.remove_signal_handler(number)
+            for another in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(another, os._exit, 128 + another)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped, number)

@@ -31,6 +31,7 @@ from anyvla.checkpoint import (
     write_model,
 )
 from anyvla.config import Config
+from anyvla.config.objectives import ObjectivesConfig
 from anyvla.data.dataset import collate
 from anyvla.data.prepare import PreparedData, prepare_data
 from anyvla.data.sampler import Item, Sampler, WindowSampler
@@ -217,14 +218,15 @@ class _Loop:
     def _batches(self) -> Iterator[Batch]:
         """Batches of windows from the sampler's number on, without end; with each, one of conversations if there are any."""
         workers = self.config.data.workers
-        windows = loader_of(self.data.train, self.sampler, workers)
+        ahead = self.settings.accumulation  # all batches of a step are fetched before it begins
+        windows = loader_of(self.data.train, self.sampler, workers, ahead=ahead)
         conversations, settings = self.data.conversations, self.config.objectives.conversations
         if conversations is None or settings is None:
             return iter(windows)
         ranks = self.sampler.rank, self.sampler.world_size
         sampler = WindowSampler(len(conversations), settings.batch_size, self.config.seed, *ranks)
         sampler.batch_number = self.sampler.batch_number
-        texts = loader_of(conversations, sampler, workers, conversations.collate)
+        texts = loader_of(conversations, sampler, workers, conversations.collate, ahead)
         return (replace(batch, text=text) for batch, text in zip(windows, texts, strict=True))
 
     def _mean_over_processes(self, value: float) -> float:
@@ -257,16 +259,20 @@ class _Loop:
                 values = dict(zip(losses, numbers, strict=True))
                 if not math.isfinite(values["loss"]):
                     raise self._not_finite("loss", values["loss"], here)
-                self.accelerator.backward(share * losses["loss"])
+                # the objectives beside the actions have means of their own
+                actions = losses.get("action", losses["loss"])
+                self.accelerator.backward(losses["loss"] + (share - 1) * actions)
                 if self.accelerator.sync_gradients:
                     norm = float(whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)))
                     if not math.isfinite(norm) and self.accelerator.scaler is None:
                         raise self._not_finite("norm of the gradient", norm, names)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+            values["loss"] += (share - 1) * values["action" if "action" in values else "loss"]
             for name, value in values.items():
                 key = name if name == "loss" else f"loss/{name}"
-                means[key] = means.get(key, 0.0) + share * value / self.settings.accumulation
+                part = value if name == "loss" or name in ObjectivesConfig.model_fields else share * value
+                means[key] = means.get(key, 0.0) + part / self.settings.accumulation
         return means, norm
 
     def _shares(self, batches: list[Batch]) -> list[float]:

@@ -59,14 +59,19 @@ def loader_of(
     batches: Any,
     workers: int,
     collate_fn: Callable[..., Any] = collate,
+    ahead: int = 1,
 ) -> DataLoader:
-    """Batches of ``dataset`` as ``batches``, a sampler or a list, says; ``workers`` processes load them, 0: this one."""
+    """Batches of ``dataset`` as ``batches``, a sampler or a list, says; ``workers`` processes load them, 0: this one.
+
+    ``ahead``: how many are taken together.
+    """
     # a generator of its own: making an iterator must not touch the one that dropout draws from
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=collate_fn,
         num_workers=workers,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
         generator=torch.Generator(),
         worker_init_fn=leave_interrupts_to_the_main_process,
         pin_memory=torch.cuda.is_available(),

@@ -15,7 +15,7 @@ import numpy as np
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import OnBadEpisode
-from anyvla.data.coding import Coding, decode
+from anyvla.data.coding import Coding, check_coding, decode
 from anyvla.data.episode import Problem
 from anyvla.data.sources.packed_files import (
     ACTIONS,
@@ -146,9 +146,12 @@ class PackedSource:
         """
         Raises:
             DataError: no packed store, one of another version, or (unless ``on_bad_episode`` is ``skip``) a damaged one.
-            ConfigError: ``spec`` has a dimension that the store does not hold, or holds in another unit.
+            ConfigError: ``spec`` has a dimension that the store does not hold, or holds in another unit; images that the
+                installed Pillow cannot read.
         """
         header, stored = read_header(path)
+        if header.encoding != "raw":
+            check_coding(header.encoding)
         columns = _columns(path, spec, stored) if spec else None
         self.name = str(path.resolve())
         self.spec = spec or stored

@@ -222,9 +222,10 @@ class PackedWriter:
             for camera in self.header.cameras:
                 if camera not in episode.cameras:
                     stored: list[Any] = [b""] * (end - begin)
-                elif encoding == "raw" or quality is None:
+                elif encoding == "raw":
                     stored = [frame.data for frame in self._fitted(episode, camera, decoded[camera])]
                 else:
+                    assert quality is not None
                     stored = coded_frames(episode, begin, end, camera, encoding, quality, self._size, self._fit)
                     for data in stored:
                         self._check_size(episode, camera, coded_size(data, encoding, f"{self.path}: {episode.name}: {camera}"))
