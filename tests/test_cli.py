@@ -72,8 +72,18 @@ def test_looking_at_data(make_episodes, tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "broken.h5" in refused.stderr
     statistics = json.loads(anyvla("stats", folder, "--on-bad-episode", "skip").stdout)
-    assert statistics["names"] == ["linear_x", "linear_y"]
-    assert len(statistics["q01"]) == 2
+    assert statistics["names"] == ["linear_x", "linear_y", "angular_z"]  # all that is there, whatever a recipe takes of it
+    assert len(statistics["q01"]) == 3
+    of_two = json.loads(anyvla("stats", folder, "--on-bad-episode", "skip", "--spec", "nav2").stdout)
+    assert of_two["names"] == ["linear_x", "linear_y"]
+    assert of_two["q01"] == statistics["q01"][:2]
+
+
+def test_data_of_another_format_than_the_recipe_says_are_recognised(make_episodes, tmp_path: Path) -> None:
+    assert anyvla("convert", make_episodes(9), tmp_path / "packed").returncode == 0
+    result = anyvla("train", "nav-tiny", f"data.source.path={tmp_path / 'packed'}")
+    assert result.returncode == 1
+    assert "it looks like packed: data.source.type=packed" in result.stderr
 
 
 def test_looking_at_recipes_and_the_schema() -> None:

@@ -92,9 +92,10 @@ def inspect_data_command(
     """Counts, tasks, lengths, histograms, a contact sheet, and what is wrong."""
     from anyvla.actions.spec import action_spec
     from anyvla.data.inspect import inspect_data, verify_data
-    from anyvla.data.sources.opening import open_source, source_at
+    from anyvla.data.sources.opening import all_actions, open_source, source_at
 
-    source = open_source(source_at(path, settings or ()), action_spec(spec) if spec else None, "skip")
+    config = source_at(path, settings or ())
+    source = open_source(config, action_spec(spec) if spec else all_actions(config), "skip")
     report = inspect_data(source, out, video=video)
     console = Console()
     summary = report.summary
@@ -141,12 +142,12 @@ def stats(
 ) -> None:
     """Exact statistics of actions and state, as JSON."""
     from anyvla.actions.spec import action_spec
-    from anyvla.data.sources.opening import open_source, source_at
+    from anyvla.data.sources.opening import all_actions, open_source, source_at
     from anyvla.data.stats import action_statistics, state_statistics, statistics_to_dict
     from anyvla.data.store import default_cache
 
     config = source_at(path, settings or ())
-    source = open_source(config, action_spec(spec) if spec else None, on_bad_episode)
+    source = open_source(config, action_spec(spec) if spec else all_actions(config), on_bad_episode)
     episodes = [source.episode(i) for i in range(len(source))]
     known = default_cache(), f"{source.name} {config.model_dump_json()} {source.spec}"
     values: dict[str, Any] = {

@@ -17,7 +17,7 @@ SourceSettings = Annotated[
     list[str] | None,
     typer.Argument(help="settings of the source as key=value; type=FORMAT if it is not found", show_default=False),
 ]
-Spec = Annotated[str | None, typer.Option(help="action spec; that of the data if not given")]
+Spec = Annotated[str | None, typer.Option(help="action spec; all actions that the data hold if not given")]
 Seed = Annotated[int, typer.Option(min=0)]
 Workers = Annotated[int, typer.Option(min=1, help="simulation processes")]
 CalvinRoot = Annotated[Path | None, typer.Option(help="your checkout of github.com/mees/calvin")]

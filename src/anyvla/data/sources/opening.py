@@ -46,11 +46,28 @@ def open_source(
         raise ConfigError("a mixture is opened source by source")
     if config.path is None:
         raise ConfigError("data.source.path is not set: the folder of the episodes")
+    try:
+        return _open(config, config.path, spec, on_bad_episode, state, cache)
+    except DataError as error:
+        found = _format_at(config.path)
+        if found in (None, config.type):
+            raise
+        raise DataError(f"{error}; it looks like {found}: data.source.type={found}") from error
+
+
+def _open(
+    config: SingleSourceConfig,
+    path: Path,
+    spec: ActionSpec | None,
+    on_bad_episode: OnBadEpisode,
+    state: Sequence[str] | None,
+    cache: Path | None,
+) -> EpisodeSource:
     if isinstance(config, LeRobotConfig):
         from anyvla.data.sources.lerobot import LeRobotSource
 
         return LeRobotSource(
-            config.path,
+            path,
             spec,
             on_bad_episode,
             state,
@@ -70,14 +87,14 @@ def open_source(
     if isinstance(config, PackedConfig):
         from anyvla.data.sources.packed import PackedSource
 
-        return PackedSource(config.path, spec, on_bad_episode, state)
+        return PackedSource(path, spec, on_bad_episode, state)
     if isinstance(config, BagConfig):
         from anyvla.data.sources.ros2_bag import BagSource
 
         return BagSource(config, spec, on_bad_episode, state)
     from anyvla.data.sources.mobile_h5 import MobileH5Source
 
-    return MobileH5Source(config.path, spec or NAV2, on_bad_episode, config.language, state)
+    return MobileH5Source(path, spec or NAV2, on_bad_episode, config.language, state)
 
 
 def all_actions(config: SingleSourceConfig) -> ActionSpec | None:
@@ -107,6 +124,13 @@ def detect_format(path: Path) -> str:
     """The type of the source at ``path``; raises DataError if it is none that is known."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    found = _format_at(path)
+    if found is None:
+        raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
+    return found
+
+
+def _format_at(path: Path) -> str | None:
     if (path / "packed.json").exists():
         return "packed"
     if (path / "meta" / "info.json").exists():
@@ -119,4 +143,4 @@ def detect_format(path: Path) -> str:
         return "mobile_h5"
     if is_bag(path):
         return "bag"
-    raise DataError(f"{path}: holds no format that is known; type=FORMAT names it")
+    return None
