@@ -92,6 +92,7 @@ class _Camera:
     def __init__(self) -> None:
         self.time: float | None = None
         self.image: np.ndarray | None = None
+        self.command = np.zeros(0)  # that was in force when it came
         self.again = 0
 
 
@@ -99,7 +100,9 @@ class Supervisor:
     """Watches one robot. ``step`` is called at a fixed rate and gives the command that may be sent.
 
     Args:
-        limits: of the commands. cameras: that must be fresh. state: whether the policy reads the robot's state.
+        limits: of the commands. cameras: that must be fresh. state: whether the robot's state is needed, be it by targets.
+        targets: (A,) for a dimension that says where to be its largest change per second, NaN for one that says how to move;
+            None: there are no targets.
         training_range: (2, A) smallest and largest action of the training data, or None where it is not known.
         workspace: (2, 3) corners of the box, in metres, that the robot's position must not leave; None: no such box.
         period: seconds between two steps, as planned.
@@ -113,6 +116,7 @@ class Supervisor:
         *,
         period: float,
         state: bool = False,
+        targets: np.ndarray | None = None,
         training_range: np.ndarray | None = None,
         workspace: np.ndarray | None = None,
     ) -> None:
@@ -128,6 +132,7 @@ class Supervisor:
             # what hardly moved in the training data may move a little
             room = watch.margin * np.maximum(high - low, STILL * (limits.high - limits.low))
             self._range = (low - room, high + room)
+        self._targets = np.full(len(limits.names), np.nan) if targets is None else np.asarray(targets, dtype=np.float64)
         self._last = neutral(limits)
         self._clocks: tuple[float, float] | None = None
         self._driving = False
@@ -169,8 +174,8 @@ class Supervisor:
         if seen.time is not None and time <= seen.time:
             return False
         same = seen.image is not None and np.array_equal(seen.image, image)
-        seen.again = seen.again + self._moving() if same else 0
-        seen.time, seen.image = time, image
+        seen.again = seen.again + self._moving(seen, time) if same else 0
+        seen.time, seen.image, seen.command = time, image, self._last
         return True
 
     def state(self, time: float) -> None:
@@ -204,9 +209,16 @@ class Supervisor:
             seen.time, seen.image, seen.again = None, None, 0
         self._measured_at = dict(self._measured)
 
-    def step(self, now: float, steady: float, proposal: Proposal | None) -> np.ndarray:
-        """(A,) the command for now: ``proposal`` within the limits, or zero where there is any doubt."""
+    def step(self, now: float, steady: float, proposal: Proposal | None, at: np.ndarray | None = None) -> np.ndarray:
+        """(A,) the command for now: ``proposal`` within the limits, or standing where there is any doubt.
+
+        ``at``: (A,) where the robot is, of targets; NaN for all else, and where it is not known. To stand is zero, or to be
+        there. A target that the policy takes over begins there too, and leaves it no faster than the limits allow: what was
+        last sent says nothing of where the arm is after a stop.
+        """
         seconds = self._watch_clocks(now, steady)
+        if not self._driving:
+            self._last = self._standing(at)
         if self._stopped is None:
             doubt = self._observation_doubt(now)
             self._lacking = "no prediction" if doubt is None else doubt[0]
@@ -219,8 +231,12 @@ class Supervisor:
         if self._driving and proposal is not None:
             self._last = approach(self._limits, proposal.action, self._last, self._limits.rate * max(seconds, 0.0))
         else:
-            self._last = np.where(self._limits.binary, self._last, neutral(self._limits))
+            self._last = self._standing(at)
         return self._last.copy()
+
+    def _standing(self, at: np.ndarray | None) -> np.ndarray:
+        standing = np.where(self._limits.binary, self._last, neutral(self._limits))
+        return standing if at is None else np.where(np.isfinite(self._targets) & np.isfinite(at), at, standing)
 
     def _watch_clocks(self, now: float, steady: float) -> float:
         """Seconds since the last step. Clocks that part, or a loop that stood still, stop a robot that drives."""
@@ -269,9 +285,13 @@ class Supervisor:
     def _describe(self, action: np.ndarray, which: np.ndarray) -> str:
         return ", ".join(f"{name} = {action[i]:g}" for i, name in enumerate(self._limits.names) if which[i])
 
-    def _moving(self) -> bool:
+    def _moving(self, seen: _Camera, time: float) -> bool:
         largest = np.maximum(np.abs(self._limits.low), np.abs(self._limits.high))
-        return bool((~self._limits.binary & (np.abs(self._last) > STILL * largest)).any())
+        moving = ~self._limits.binary & (np.abs(self._last) > STILL * largest)
+        if seen.time is not None and not np.isnan(self._targets).all():  # a target moves the robot while it changes
+            changes = self._driving & (np.abs(self._last - seen.command) > STILL * self._targets * (time - seen.time))
+            moving = np.where(np.isnan(self._targets), moving, changes)
+        return bool(moving.any())
 
 
 class Multiplexer:

@@ -94,7 +94,9 @@ def run_command(
     reset_topic: Annotated[
         str, typer.Option(help="topic (String): reset releases a stop, anything else stops")
     ] = "/anyvla/reset",
-    mapping: Annotated[Path | None, typer.Option(help="YAML file of the robot's state, as for record")] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="YAML file as for record: the robot's state, and with command: TOPIC an arm's commands")
+    ] = None,
     pose_topic: Annotated[str | None, typer.Option(help="topic of the robot's PoseStamped, for --workspace")] = None,
     workspace: Annotated[str | None, typer.Option(help="x,y,z:x,y,z in metres, corners of a box not to leave")] = None,
     rate: Annotated[float, typer.Option(min=10, max=1000, help="control steps per second")] = 50.0,
@@ -122,8 +124,15 @@ def run_command(
 
     if watch_port is None and watch_host != "127.0.0.1":
         raise ConfigError("--watch-host goes with --watch-port")
+    fields = None if mapping is None else read_mapping(mapping)
+    actions = () if fields is None or not any(item.command for item in fields.actions) else tuple(fields.actions)
+    if actions and (stamped or cmd_vel != "/cmd_vel"):
+        raise ConfigError(
+            f"{mapping} says where commands are published; --cmd-vel and --stamped are for bases, without such a file"
+        )
     settings = DriveSettings(
         cameras=_cameras(camera or []),
+        actions=actions,
         command_topic=cmd_vel,
         stamped=stamped,
         instruction=instruction,
@@ -132,7 +141,7 @@ def run_command(
         teleop_stamped=teleop_stamped,
         resume_after_teleop=resume_after_teleop,
         operator_topic=reset_topic,
-        state=read_mapping(mapping).state if mapping else (),
+        state=() if fields is None else fields.state,
         pose_topic=pose_topic,
         workspace=_box(workspace),
         rate=rate,

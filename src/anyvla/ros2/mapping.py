@@ -22,7 +22,7 @@ Mode = Literal["velocity", "absolute", "delta"]
 TWIST_FIELDS = ("linear.x", "linear.y", "linear.z", "angular.x", "angular.y", "angular.z")
 NUMBER_KINDS: tuple[Kind, ...] = ("twist", "twist_stamped", "joint_state", "pose_stamped", "float64_array")
 _POSE_FIELDS = tuple(f"position.{a}" for a in "xyz") + tuple(f"orientation.{a}" for a in "xyzw")
-_EULER = ("orientation.roll", "orientation.pitch", "orientation.yaw")
+EULER = ("orientation.roll", "orientation.pitch", "orientation.yaw")
 
 
 class StateField(Settings):
@@ -45,8 +45,17 @@ class ActionField(StateField):
     kind: Literal["continuous", "binary"] = "continuous"
     threshold: float = Field(0.5, description="of a binary dimension: 1 above it, 0 below")
     unit: str = ""
-    low: float | None = Field(None, description="limit; that of the data if null")
-    high: float | None = Field(None, description="limit; that of the data if null")
+    low: float | None = Field(None, description="limit; that of the data if null; binary: what is published for 0, 0 if null")
+    high: float | None = Field(None, description="limit; that of the data if null; binary: what is published for 1, 1 if null")
+    command: str | None = Field(None, min_length=1, description="topic on which a policy's actions are published")
+    command_field: str | None = Field(None, description="its field, if it is not called as `field`")
+    command_message: Kind | None = Field(None, description="its kind; follows from the field if null")
+    rate: float | None = Field(
+        None, gt=0, description="largest change of the command per second, if that of the policy's spec is larger or not there"
+    )
+
+
+DRIVING_KEYS = ("command_field", "command_message", "rate")  # of no meaning without ``command``
 
 
 class MappingConfig(Settings):
@@ -91,6 +100,10 @@ def read_mapping(path: Path) -> MappingConfig:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"{path}: {twice!r} is there twice")
+    for item in mapping.actions:
+        idle = [key for key in DRIVING_KEYS if getattr(item, key) is not None]
+        if item.command is None and idle:
+            raise ConfigError(f"{path}: the action {item.name} has {', '.join(idle)}, but no command: TOPIC")
     return mapping
 
 
@@ -159,9 +172,22 @@ def live_kind(item: StateField) -> Kind:
         return item.message
     if item.field in TWIST_FIELDS:
         return "twist"
-    if item.field in (*_POSE_FIELDS, *_EULER):
+    if item.field in (*_POSE_FIELDS, *EULER):
         return "pose_stamped"
     return "float64_array" if item.field.startswith("data.") else "joint_state"
+
+
+def commanded(item: ActionField) -> StateField | None:
+    """Where a policy's action is published: its topic, field and kind; None if it is not."""
+    if item.command is None:
+        return None
+    kind = item.command_message or (item.message if item.command_field is None else None)
+    return StateField(name=item.name, topic=item.command, field=item.command_field or item.field, message=kind)
+
+
+def check_field(item: StateField) -> None:
+    """Raises ConfigError if the topic's kind has no such field."""
+    _getter(live_kind(item), item, "mapping file")
 
 
 def _getter(kind: Kind, item: StateField, where: str) -> Callable[[Any], Any]:
@@ -170,7 +196,7 @@ def _getter(kind: Kind, item: StateField, where: str) -> Callable[[Any], Any]:
         return lambda data: data[TWIST_FIELDS.index(name)]
     if kind == "pose_stamped" and name in _POSE_FIELDS:
         return lambda data: data[_POSE_FIELDS.index(name)]
-    if kind == "pose_stamped" and name in _EULER:
+    if kind == "pose_stamped" and name in EULER:
         return lambda data: data[3:] if np.any(data[3:]) else None
     group, _, rest = name.partition(".")
     if kind == "joint_state" and group in ("position", "velocity", "effort") and rest:
@@ -179,7 +205,7 @@ def _getter(kind: Kind, item: StateField, where: str) -> Callable[[Any], Any]:
     if kind == "float64_array" and group == "data" and rest.isdecimal():
         return lambda data: data[int(rest)] if int(rest) < len(data) else None
     known: Mapping[str, Sequence[str]] = {
-        "pose_stamped": (*_POSE_FIELDS, *_EULER),
+        "pose_stamped": (*_POSE_FIELDS, *EULER),
         "joint_state": ("position.JOINT", "velocity.JOINT", "effort.JOINT"),
         "float64_array": ("data.0", "data.1"),
     }
@@ -225,14 +251,14 @@ def must_be_heard(item: ActionField, kind: Kind) -> bool:
 
 
 def _component(item: StateField, values: np.ndarray) -> np.ndarray:
-    if item.field not in _EULER:
+    if item.field not in EULER:
         return values[:, 0]
-    return np.array([matrix_to_euler(quaternion_to_matrix(q))[_EULER.index(item.field)] for q in values])
+    return np.array([matrix_to_euler(quaternion_to_matrix(q))[EULER.index(item.field)] for q in values])
 
 
 def _change(item: StateField, now: np.ndarray, then: np.ndarray) -> np.ndarray:
     """What is added; of an angle, the rotation in the world's frame that leads from one orientation to the other."""
-    if item.field not in _EULER:
+    if item.field not in EULER:
         return then[:, 0] - now[:, 0]
     turns = [quaternion_to_matrix(b) @ quaternion_to_matrix(a).T for a, b in zip(now, then, strict=True)]
-    return np.array([matrix_to_euler(turn)[_EULER.index(item.field)] for turn in turns])
+    return np.array([matrix_to_euler(turn)[EULER.index(item.field)] for turn in turns])

@@ -1,8 +1,8 @@
-"""The drive loop: images and a sentence in, velocities out, over any transport, with a supervisor that stops it.
+"""The drive loop: images and a sentence in, commands out, over any transport, with a supervisor that stops it.
 
 Everything that must not wait is here, everything that may take its time (decoding, the policy) is in other threads. One call
 of ``step`` reads what has arrived, asks the policy if it is time to, and publishes a command: the policy's within the limits,
-a human's, or zero. It never waits for anything, so that a silent camera or a policy that hangs cannot keep it from stopping.
+a human's, or to stand. It waits for nothing, so that a silent camera or a policy that hangs cannot keep it from stopping.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,19 +20,19 @@ from typing import Any
 import numpy as np
 
 from anyvla.errors import ConfigError, did_you_mean
+from anyvla.ros2.arm import ArmCommands
 from anyvla.ros2.clock import CameraClock
-from anyvla.ros2.commands import TwistOf
-from anyvla.ros2.mapping import StateField, live_kind, live_value
+from anyvla.ros2.commands import BaseCommands, Commands, Sent
+from anyvla.ros2.mapping import ActionField, StateField, check_field, live_kind, live_value
 from anyvla.ros2.rates import Rates
 from anyvla.ros2.sources import ActionSource, Chunk, Observation, Outcome
 from anyvla.ros2.transport import Kind, Message, Transport
 from anyvla.serving.monitor import Moment, Monitor
 from anyvla_client.brokers import Timeline
-from anyvla_client.safety import Limits
 from anyvla_client.stops import StopLog
 from anyvla_client.supervisor import Event, Multiplexer, Proposal, Supervisor, Watch
 
-_ZEROS_AT_EXIT, _PAUSE_AT_EXIT = 5, 0.02  # so often, and seconds between them: one may be lost
+_STOPS_AT_EXIT, _PAUSE_AT_EXIT = 5, 0.02  # so often, and seconds between them: one may be lost
 _EARLY = 0.1  # of the policy's period: so much before its time an image may be used
 
 
@@ -42,11 +42,12 @@ class DriveSettings:
 
     Attributes:
         cameras: the policy's camera -> topic; a topic that ends in "/compressed" carries compressed images.
-        command_topic: where velocities go. stamped: as TwistStamped.
+        actions: of an arm, where each dimension of the action is published. Empty: the policy drives a base.
+        command_topic: where a base's velocities go. stamped: as TwistStamped.
         instruction: said from the beginning. instruction_topic: where it is said and changed; if it is empty the robot waits.
         teleop_topic: a human's velocities. resume_after_teleop: go on when the human is silent, instead of waiting for a reset.
         operator_topic: "reset" releases the latch of a stop, "stop" stops.
-        state: where each number of the robot's state comes from.
+        state: where each number of the robot's state comes from, and what targets in ``actions`` begin at.
         pose_topic: the robot's position, for ``workspace``, ((x, y, z), (x, y, z)) in metres: corners of a box not to leave.
         rate: control steps a second. watch: how long is too long. teleop_silence: seconds until the human has let go.
     """
@@ -60,6 +61,7 @@ class DriveSettings:
     teleop_stamped: bool = False
     resume_after_teleop: bool = False
     operator_topic: str | None = None
+    actions: Sequence[ActionField] = ()
     state: Sequence[StateField] = ()
     pose_topic: str | None = None
     workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
@@ -69,7 +71,7 @@ class DriveSettings:
 
 
 class DriveNode:
-    """Drives one robot. Use it as a context manager: however the block is left, zeros are published.
+    """Drives one robot. Use it as a context manager: however the block is left, it is told to stand.
 
     Raises ConfigError where the settings do not fit the policy.
     """
@@ -99,19 +101,22 @@ class DriveNode:
         self._shown_chunk: Chunk | None = None
         self._chunk: Chunk | None = None  # the newest of this episode
         self._operated = transport.now()  # when it began, or when the operator last stopped or released it
-        self._twist = TwistOf(about.action)
-        limits = Limits.from_spec(about.action)
+        self._commands = _commands(settings, source)
+        limits = self._commands.limits
         self._supervisor = Supervisor(
             limits,
             settings.watch,
             about.cameras,
             period=1 / settings.rate,
-            state=bool(about.state),
+            state=bool(about.state or self._commands.measures),
+            targets=self._commands.targets,
             training_range=about.training_range,
             workspace=None if settings.workspace is None else np.array(settings.workspace, dtype=np.float64),
         )
         self._multiplexer = Multiplexer(settings.teleop_silence)
-        self._timeline = Timeline(1 / about.fps, decay=about.decay, binary=limits.binary)
+        # angles that are targets cannot be averaged, as pi and -pi are the same: of those the newest chunk counts
+        decay = None if self._commands.turns else about.decay
+        self._timeline = Timeline(1 / about.fps, decay=decay, binary=limits.binary)
         self.rates = Rates(1 / settings.rate)
         self._instruction = settings.instruction.strip()
         self._human = False
@@ -124,6 +129,8 @@ class DriveNode:
         # what the transport's threads leave for the next step; appending to a deque needs no lock
         self._frames: dict[str, deque[tuple[float, np.ndarray]]] = {}
         self._messages: deque[tuple[Callable[[Message, float, float], None], Message]] = deque(maxlen=256)
+        # apart, so that joints that are told a thousand times a second cannot push out what an operator says
+        self._measurements: deque[tuple[Callable[[Message], None], Message]] = deque(maxlen=512)
         self._subscribe()
 
     @property
@@ -150,6 +157,7 @@ class DriveNode:
         steady, now = self._steady(), self._transport.now()
         self.rates.step(steady)
         self._read_images(now)
+        self._read_measurements()
         while self._messages:
             read, message = self._messages.popleft()
             read(message, now, steady)
@@ -160,8 +168,13 @@ class DriveNode:
             self._supervisor.stop(failure.cause, failure.detail, now)
         if (waiting := self._source.waiting()) > self._settings.watch.inference:
             self._supervisor.stop("policy_timeout", f"no answer for {waiting:.3f} s", now)
-        command = self._supervisor.step(now, steady, self._proposal(now) if human is None else None)
-        self._publish(self._twist(command) if human is None else human)
+        command = self._supervisor.step(now, steady, self._proposal(now) if human is None else None, self._commands.at())
+        if human is not None:
+            self._publish(self._commands.human(human))
+        elif self._supervisor.driving:
+            self._publish(self._commands.drive(command))
+        else:
+            self._publish(self._commands.stop())
         for event in (events := self._supervisor.take_events()):
             self.rates.counts[event.kind] += 1
         self._log.write(events)
@@ -206,17 +219,20 @@ class DriveNode:
                 due = self._steady()
 
     def close(self, cause: str = "exit", detail: str = "") -> dict[str, Any]:
-        """Publish zeros, end the source, and say what was measured. The transport stays open; it is the caller's."""
+        """Tell the robot to stand, end the source, and say what was measured. The transport stays open; it is the caller's."""
         if not self._closed:
             self._closed = True
             if self._end is not None:
                 cause, detail = self._end
-            for i in range(_ZEROS_AT_EXIT):
-                with Outcome() as outcome:  # whatever is wrong with the transport, try again
-                    self._publish(np.zeros(6))
-                if outcome.error is not None:
-                    print(f"a zero command could not be sent: {outcome.error!r}", file=sys.stderr)
-                if i < _ZEROS_AT_EXIT - 1:
+            with Outcome():
+                self._read_measurements()
+            for i in range(_STOPS_AT_EXIT):
+                for sent in self._commands.stop():  # each topic by itself: whatever is wrong with one, stop the others
+                    with Outcome() as outcome:
+                        self._publish([sent])
+                    if outcome.error is not None:
+                        print(f"a stop could not be sent to {sent[0]}: {outcome.error!r}", file=sys.stderr)
+                if i < _STOPS_AT_EXIT - 1:
                     self._rest(_PAUSE_AT_EXIT)
             self._log.write([*self._supervisor.take_events(), Event("stop", self._transport.now(), cause, detail)])
             self._source.close()
@@ -246,8 +262,8 @@ class DriveNode:
         listen(settings.teleop_topic, "twist_stamped" if settings.teleop_stamped else "twist", self._read_teleop)
         listen(settings.operator_topic, "string", self._read_operator)
         listen(settings.pose_topic, "pose_stamped", self._read_pose)
-        for topic, kind in {(item.topic, live_kind(item)) for item in settings.state}:
-            listen(topic, kind, self._state_reader(topic))
+        for topic, kind in {(item.topic, live_kind(item)) for item in settings.state} | set(self._commands.measures):
+            subscribe(topic, kind, self._measurement_keeper(topic, kind))
 
     def _read_images(self, now: float) -> None:
         for camera, frames in self._frames.items():
@@ -299,18 +315,31 @@ class DriveNode:
     def _read_pose(self, message: Message, now: float, steady: float) -> None:
         self._supervisor.pose(message.received, message.data[:3])
 
-    def _state_reader(self, topic: str) -> Callable[[Message, float, float], None]:
-        items = [item for item in self._settings.state if item.topic == topic]
+    def _measurement_keeper(self, topic: str, kind: Kind) -> Callable[[Message], None]:
+        items = [item for item in self._settings.state if (item.topic, live_kind(item)) == (topic, kind)]
+        commands = self._commands if (topic, kind) in self._commands.measures else None
 
-        def read(message: Message, now: float, steady: float) -> None:
+        def read(message: Message) -> None:
             for item in items:
                 value = live_value(item, message.data)
                 if value is not None:
                     self._state[item.name] = value, message.received
-            if all(name in self._state for name in self._source.about.state):
-                self._supervisor.state(min(self._state[name][1] for name in self._source.about.state))
+            if commands is not None:
+                commands.measure(topic, message.data, message.received)
 
-        return read
+        return lambda message: self._measurements.append((read, message))
+
+    def _read_measurements(self) -> None:
+        if not self._measurements:
+            return
+        while self._measurements:
+            read, message = self._measurements.popleft()
+            read(message)
+        needed = self._source.about.state
+        if all(name in self._state for name in needed):
+            oldest = min([self._state[name][1] for name in needed] + [self._commands.measured_at()])
+            if np.isfinite(oldest):
+                self._supervisor.state(oldest)
 
     def _human_command(self, now: float, steady: float) -> np.ndarray | None:
         human = self._multiplexer.human(steady)
@@ -356,9 +385,9 @@ class DriveNode:
         action = self._timeline.action(begun)
         return None if action is None else Proposal(action, now - self._timeline.age(now))
 
-    def _publish(self, twist: np.ndarray) -> None:
-        kind: Kind = "twist_stamped" if self._settings.stamped else "twist"
-        self._transport.publish(self._settings.command_topic, kind, twist)
+    def _publish(self, messages: Iterable[Sent]) -> None:
+        for topic, kind, data in messages:
+            self._transport.publish(topic, kind, data)
 
 
 def drive(node: DriveNode, *, until: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -370,7 +399,7 @@ def drive(node: DriveNode, *, until: Callable[[], bool] = lambda: False) -> dict
 
 @contextmanager
 def signals_end(node: DriveNode) -> Iterator[None]:
-    """While in it, SIGINT, SIGTERM and SIGHUP end the drive in good order, with zeros. For the main thread."""
+    """While in it, SIGINT, SIGTERM and SIGHUP end the drive in good order, with a stop. For the main thread."""
 
     def handle(number: int, frame: object) -> None:
         node.end("signal", signal.Signals(number).name)
@@ -392,6 +421,20 @@ def _frame_reader(frames: deque[tuple[float, np.ndarray]]) -> Callable[[Message]
     return lambda message: frames.append((clock.time(message), message.data))
 
 
+def _commands(settings: DriveSettings, source: ActionSource) -> Commands:
+    """Raises ConfigError where nobody says how the policy's actions are published."""
+    about = source.about
+    if not settings.actions:
+        return BaseCommands(about.action, settings.command_topic, settings.stamped)
+    arm = ArmCommands(about.action, settings.actions, settings.state, fps=about.fps, period=1 / settings.rate)
+    if settings.teleop_topic is not None and not arm.steerable:
+        raise ConfigError(
+            f"--teleop-topic {settings.teleop_topic}: a human's twist can be passed on only where the actions of the mapping "
+            "file are commanded by one twist, and a gripper beside it; without it, stop the node before a human drives"
+        )
+    return arm
+
+
 def _check(settings: DriveSettings, source: ActionSource) -> None:
     """Raises ConfigError where the settings do not fit the policy."""
     about = source.about
@@ -409,6 +452,8 @@ def _check(settings: DriveSettings, source: ActionSource) -> None:
     for name in about.state:
         if name not in [item.name for item in settings.state]:
             raise ConfigError(f"the policy needs {name!r} of the robot's state: name its topic in a mapping file (--mapping)")
+    for item in settings.state:
+        check_field(item)
     if settings.workspace is not None and settings.pose_topic is None:
         raise ConfigError("a workspace needs --pose-topic: where the robot is")
     if settings.rate < 10:

@@ -19,7 +19,7 @@ from anyvla.data.episode import EpisodeWriter
 from anyvla.data.writers.files import replacing
 from anyvla.errors import ConfigError, DataError
 from anyvla.ros2.episodes import Part, Recording, Rules, episodes_of
-from anyvla.ros2.mapping import MappingConfig, Track, live_kind
+from anyvla.ros2.mapping import DRIVING_KEYS, MappingConfig, Track, live_kind
 from anyvla.ros2.spool import NOT_KEPT, FrameSpool
 from anyvla.ros2.synchronize import MAX_DELAY
 from anyvla.ros2.transport import Kind, Message, Transport
@@ -326,7 +326,9 @@ def record(recorder: Recorder, say: Callable[[str], None], period: float = 1.0) 
 
 def keep_settings(writer: EpisodeWriter, cameras: Mapping[str, str], mapping: MappingConfig, rules: Rules) -> None:
     """Write down in the folder how its episodes come to be. Raises ConfigError if it holds some that came otherwise."""
-    settings = {"cameras": dict(cameras), "mapping": mapping.model_dump(mode="json"), "rules": asdict(rules)}
+    driving = {"actions": {"__all__": {"command", *DRIVING_KEYS}}}  # how a policy drives later says nothing of the episodes
+    fields = mapping.model_dump(mode="json", exclude=driving)
+    settings = {"cameras": dict(cameras), "mapping": fields, "rules": asdict(rules)}
     path = writer.path / SETTINGS
     try:
         known = json.loads(path.read_text()) if path.exists() and len(writer) else settings
