@@ -72,9 +72,11 @@ class SlowPolicy:
         if self.error is not None:
             self._failure = self.error
         else:
-            turn = np.sin(observation.stamp + 0.3 * np.arange(10))
-            actions = np.stack([np.full(10, 0.6), 0.5 * turn], axis=1).astype(np.float32)
-            self._chunk = Chunk(self.spoil(actions), observation.stamp, self.latency)
+            self._chunk = Chunk(self.spoil(self.predict(observation.stamp)), observation.stamp, self.latency)
+
+    def predict(self, stamp: float) -> np.ndarray:
+        turn = np.sin(stamp + 0.3 * np.arange(10))
+        return np.stack([np.full(10, 0.6), 0.5 * turn], axis=1).astype(np.float32)
 
 
 @dataclass

@@ -62,6 +62,7 @@ def go(transport: MemoryTransport, node: DriveNode, steps: int = 20, topics: tup
         ({}, {"instruction": " "}, "nobody tells the robot"),
         ({"state": ("wheel",)}, {}, "needs 'wheel' of the robot's state"),
         ({}, {"workspace": ((0, 0, 0), (1, 1, 1))}, "a workspace needs --pose-topic"),
+        ({}, {"state": [StateField(name="a", topic="/b", field="angular.q")]}, "has no field 'angular.q'"),
         ({}, {"rate": 5.0}, "10 is the least"),
         ({"fps": 0.5}, {}, "gives one every 2 s"),
         ({"action": ARM7.to_dict()}, {}, "'dx' has no place in a Twist"),
@@ -80,7 +81,7 @@ def test_units_are_converted_and_dimensions_find_their_place() -> None:
     spec["dims"][2]["unit"] = "rpm"
     with pytest.raises(ConfigError, match="is in 'rpm'"):
         TwistOf(spec)
-    with pytest.raises(ConfigError, match="'dx' has no place in a Twist"):
+    with pytest.raises(ConfigError, match=r"'dx' has no place in a Twist.*command: TOPIC .* mapping file"):
         TwistOf(ARM7.to_dict())
 
 

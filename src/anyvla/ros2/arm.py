@@ -192,9 +192,8 @@ class _Pose:
     def measure(self, topic: str, data: Any, received: float) -> None:
         if topic != self.sources[0].topic or not np.isfinite(data).all():
             return
-        length = np.linalg.norm(data[3:])
-        if length > 0.5:  # a quaternion that nobody has set is zero
-            self._measured, self._time = np.concatenate([data[:3], data[3:] / length]), received
+        if abs(np.linalg.norm(data[3:]) - 1) < 0.1:  # a quaternion that nobody has set is zero
+            self._measured, self._time = data, received
 
     def measured_at(self) -> float:
         return self._time
