@@ -229,7 +229,9 @@ class Supervisor:
                 if doubt is not None:
                     self.stop(*doubt, now)
         if self._driving and proposal is not None:
-            self._last = approach(self._limits, proposal.action, self._last, self._limits.rate * max(seconds, 0.0))
+            rate = self._limits.rate
+            change = np.multiply(rate, max(seconds, 0.0), out=np.full(rate.shape, np.inf), where=np.isfinite(rate))
+            self._last = approach(self._limits, proposal.action, self._last, change)
         else:
             self._last = self._standing(at)
         return self._last.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class ArmDrive:
     fps: float = 10.0
     settings: dict = field(default_factory=dict)
     frozen: bool = False
+    decay: float | None = None
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -58,6 +59,7 @@ class ArmDrive:
         self.policy = ArmPolicy(
             lambda: self.steady, self.spec, self.action, self.fps, latency=float(self.rng.uniform(0.0, 0.1))
         )
+        self.policy.about = replace(self.policy.about, decay=self.decay)
         self.pose, self.joints = START.copy(), np.array([0.2, -0.5])
         self.follows, self.measures, self.camera_on = True, True, True
         self.measured: dict[str, Any] = {}  # topic -> the last message

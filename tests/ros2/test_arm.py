@@ -25,7 +25,7 @@ from anyvla.ros2.node import drive
 from anyvla.ros2.record import keep_settings, open_writer
 from anyvla.ros2.sources import Failure
 from anyvla_client.supervisor import Proposal, Supervisor, Watch
-from tests.ros2.simulated_arm import ARRAY, GRIPPER, JOINTS, NAMES, POSE, TARGET, TICK, TWIST, ArmDrive
+from tests.ros2.simulated_arm import ARRAY, GRIPPER, JOINTS, NAMES, POSE, START, TARGET, TICK, TWIST, ArmDrive
 from tests.ros2.simulated_drive import FAST, TELEOP
 
 IN_TIME = 0.3  # s
@@ -61,6 +61,11 @@ WORLDS: dict[str, dict[str, Any]] = {
     "servo": {"spec": DELTA7, "mapping": servo_mapping(), "action": DELTA},
     "joints": {"spec": JOINT_SPEC, "mapping": JOINT_MAPPING, "action": np.array([1.2, 0.8])},
     "pose": {"spec": DELTA7, "mapping": pose_mapping(), "action": DELTA},
+    "joint changes": {
+        "spec": ActionSpec("joints", tuple(ActionDim(name, unit="rad", low=-0.1, high=0.1) for name in NAMES)),
+        "mapping": JOINT_MAPPING.replace("unit: rad", "unit: rad, mode: delta"),
+        "action": np.array([0.05, -0.02]),
+    },
     "absolute pose": {
         "spec": POSE7,
         "mapping": pose_mapping(POSE7, "absolute", ", rate: 0.5"),
@@ -234,6 +239,8 @@ def test_every_fault_leaves_the_arm_standing_until_a_reset(name: str, fault: str
         first, measured = world.sent[topic], standing(topic, world.measured)
         if topic == TWIST:
             np.testing.assert_allclose(first, DELTA[:6] * 10)
+        elif name == "joint changes":
+            np.testing.assert_allclose(first, measured + 0.2 * np.array([0.05, -0.02]), atol=1e-12)
         elif name == "absolute pose":
             turn = quaternion_to_matrix(first[3:]) @ quaternion_to_matrix(measured[3:]).T
             assert np.abs(first[:3] - measured[:3]).max() <= 0.5 * TICK + 1e-12
@@ -304,10 +311,15 @@ def test_messages_that_say_nonsense_are_not_measurements(tmp_path: Path) -> None
                 world.transport.publish(JOINTS, "joint_state", joints)
             for pose in (np.full(7, np.nan), np.zeros(7)):
                 world.transport.publish(POSE, "pose_stamped", pose)
-            world.run(TICK)
+            world.node.step()
+            world.pass_time()
         assert world.node.driving
         world.operator("stop")
-        world.run(0.1)
+        for pose in (np.full(7, np.nan), np.zeros(7)):
+            world.transport.publish(POSE, "pose_stamped", pose)
+        world.node.step()
+        if name == "pose":
+            assert np.array_equal(world.sent[TARGET], world.measured[POSE])
         assert all(np.isfinite(data).all() for data in world.sent.values())
 
 
@@ -363,6 +375,25 @@ def test_an_orientation_is_approached_the_shortest_way(seed: int) -> None:
     assert sum(steps) == pytest.approx(distance, abs=1e-6)  # no way round
     np.testing.assert_allclose(rotations[-1], there, atol=1e-6)
     assert made.turns  # of these no mean is taken
+
+
+@pytest.mark.parametrize("decay", [None, 0.0])
+def test_a_hand_that_points_down_is_not_turned_over(decay: float | None, tmp_path: Path) -> None:
+    world = world_of("absolute pose", tmp_path / "log", decay=decay)
+    chunks = 0
+
+    def alternate(actions: np.ndarray) -> np.ndarray:  # the same roll, said in two ways: a mean of both would be 0
+        nonlocal chunks
+        chunks += 1
+        return np.tile([0.4, 0.1, 0.3, np.pi - 0.01 if chunks % 2 else -np.pi + 0.01, 0.0, 0.0, 1.0], (10, 1))
+
+    world.policy.spoil = alternate
+    world.drive()
+    for _ in range(100):
+        world.run(TICK)
+        turn = quaternion_to_matrix(world.sent[TARGET][3:]) @ quaternion_to_matrix(START[3:]).T
+        assert np.linalg.norm(matrix_to_axis_angle(turn)) < 0.03
+    assert chunks > 10
 
 
 def test_what_the_policy_does_not_command_of_a_pose_stays_as_measured() -> None:
@@ -499,6 +530,14 @@ def test_a_supervisor_leaves_what_was_measured_no_faster_than_allowed() -> None:
     np.testing.assert_allclose(first, [0.81, 2.99])
     supervisor.stop("operator", "", 10.03)
     assert supervisor.step(10.04, 10.04, wanted, np.array([0.5, 0.6])).tolist() == [0.5, 0.6]
+
+
+def test_two_steps_at_the_same_time_command_numbers() -> None:
+    limits = replace(commands_of(JOINT_SPEC, lines_of(JOINT_MAPPING)).limits, rate=np.array([np.inf, 0.5]))
+    supervisor = Supervisor(limits, Watch(), (), period=TICK)
+    for _ in range(2):  # no limit of change, and no time
+        command = supervisor.step(10.0, 10.0, Proposal(np.array([0.3, 0.3]), 10.0))
+    np.testing.assert_allclose(command, [0.3, 0.01])
 
 
 def test_the_mapping_of_the_documentation_drives_an_arm(tmp_path: Path) -> None:
