@@ -302,6 +302,26 @@ def test_targets_need_fresh_measurements(name: str, tmp_path: Path) -> None:
     assert not world.node.driving
 
 
+def test_a_measurement_that_arrives_during_a_step_stops_nothing(tmp_path: Path) -> None:
+    world = world_of("joints", tmp_path / "log")
+    world.drive()
+    now = world.transport.now
+
+    def measures_meanwhile() -> float:
+        before = now()
+        world.transport.advance(0.001)
+        world.transport.publish(JOINTS, "joint_state", dict.fromkeys(NAMES, (0.0, np.nan, np.nan)))
+        world.transport.advance(-0.001)
+        return before
+
+    for _ in range(5):
+        world.pass_time()
+        world.transport.now = measures_meanwhile
+        world.node.step()
+        world.transport.now = now
+    assert world.node.driving
+
+
 def test_messages_that_say_nonsense_are_not_measurements(tmp_path: Path) -> None:
     for name in ("joints", "pose"):
         world = world_of(name, tmp_path / "log")

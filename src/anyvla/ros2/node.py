@@ -130,7 +130,7 @@ class DriveNode:
         self._frames: dict[str, deque[tuple[float, np.ndarray]]] = {}
         self._messages: deque[tuple[Callable[[Message, float, float], None], Message]] = deque(maxlen=256)
         # apart, so that joints that are told a thousand times a second cannot push out what an operator says
-        self._measurements: deque[tuple[Callable[[Message], None], Message]] = deque(maxlen=512)
+        self._measurements: deque[tuple[Callable[[Message, float], None], Message]] = deque(maxlen=512)
         self._subscribe()
 
     @property
@@ -157,7 +157,7 @@ class DriveNode:
         steady, now = self._steady(), self._transport.now()
         self.rates.step(steady)
         self._read_images(now)
-        self._read_measurements()
+        self._read_measurements(now)
         while self._messages:
             read, message = self._messages.popleft()
             read(message, now, steady)
@@ -225,7 +225,7 @@ class DriveNode:
             if self._end is not None:
                 cause, detail = self._end
             with Outcome():
-                self._read_measurements()
+                self._read_measurements(self._transport.now())
             for i in range(_STOPS_AT_EXIT):
                 for sent in self._commands.stop():  # each topic by itself: whatever is wrong with one, stop the others
                     with Outcome() as outcome:
@@ -313,28 +313,29 @@ class DriveNode:
             self._supervisor.stop("operator", f"said {message.data!r}", now)
 
     def _read_pose(self, message: Message, now: float, steady: float) -> None:
-        self._supervisor.pose(message.received, message.data[:3])
+        self._supervisor.pose(_heard(message, now), message.data[:3])
 
     def _measurement_keeper(self, topic: str, kind: Kind) -> Callable[[Message], None]:
         items = [item for item in self._settings.state if (item.topic, live_kind(item)) == (topic, kind)]
         commands = self._commands if (topic, kind) in self._commands.measures else None
 
-        def read(message: Message) -> None:
+        def read(message: Message, now: float) -> None:
+            heard = _heard(message, now)
             for item in items:
                 value = live_value(item, message.data)
                 if value is not None:
-                    self._state[item.name] = value, message.received
+                    self._state[item.name] = value, heard
             if commands is not None:
-                commands.measure(topic, message.data, message.received)
+                commands.measure(topic, message.data, heard)
 
         return lambda message: self._measurements.append((read, message))
 
-    def _read_measurements(self) -> None:
+    def _read_measurements(self, now: float) -> None:
         if not self._measurements:
             return
         while self._measurements:
             read, message = self._measurements.popleft()
-            read(message)
+            read(message, now)
         needed = self._source.about.state
         if all(name in self._state for name in needed):
             oldest = min([self._state[name][1] for name in needed] + [self._commands.measured_at()])
@@ -414,6 +415,11 @@ def signals_end(node: DriveNode) -> Iterator[None]:
 
 def image_kind(topic: str) -> Kind:
     return "compressed_image" if topic.endswith("/compressed") else "image"
+
+
+def _heard(message: Message, now: float) -> float:
+    """When it arrived. One that comes while the step of ``now`` runs counts as of ``now``, not of the future."""
+    return min(message.received, now)
 
 
 def _frame_reader(frames: deque[tuple[float, np.ndarray]]) -> Callable[[Message], None]:
