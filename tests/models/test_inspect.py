@@ -111,10 +111,12 @@ def _check(config: Config) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (description.gradients, description.moments) == (4 * trained, 8 * trained)
     assert description.weights == 4 * sum(p.numel() for p in model.parameters())
-    # the fused attention of a CPU is unknown to PyTorch's counter, and computes its scores once more in the backward pass
+    # the fused attention of a CPU is unknown to PyTorch's counter; it computes its scores once more in the backward pass, which
+    # is one product beside the six (or, with checkpointing, eight) that attention without it has
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(batch)["loss"].backward()
-    assert description.training_flops == pytest.approx(counter.get_total_flops(), rel=0.04)
+    total, products = counter.get_total_flops(), counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
+    assert 0.995 * total <= description.training_flops <= 1.01 * (total + products / 6)
 
 
 def test_the_tokens_of_a_frame_are_counted() -> None:
