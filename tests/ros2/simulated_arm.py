@@ -12,9 +12,10 @@ import yaml
 
 from anyvla.actions.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion, quaternion_to_matrix
 from anyvla.actions.spec import ActionSpec
+from anyvla.ros2.drive_settings import DriveSettings
 from anyvla.ros2.mapping import MappingConfig
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings
+from anyvla.ros2.node import DriveNode
 from anyvla.ros2.sources import DrivenBy
 from anyvla_client.stops import StopLog
 from tests.ros2.simulated_drive import CAMERA, FAST, OPERATOR, SlowPolicy, rests

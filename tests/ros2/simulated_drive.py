@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from anyvla.actions import NAV2
+from anyvla.ros2.drive_settings import DriveSettings
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings
+from anyvla.ros2.node import DriveNode
 from anyvla.ros2.sources import Chunk, DrivenBy, Failure, Observation
 from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog

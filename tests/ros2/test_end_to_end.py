@@ -17,9 +17,10 @@ from anyvla.config import load_config
 from anyvla.evaluation.simulated_robot import SimulatedRobot, Topics
 from anyvla.evaluation.tasks import nav_tasks
 from anyvla.policies.policy import Policy
+from anyvla.ros2.drive_settings import DriveSettings
 from anyvla.ros2.in_process import in_process
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings
+from anyvla.ros2.node import DriveNode
 from anyvla.ros2.sources import ActionSource, Answers, DrivenBy, Observation
 from anyvla.simulation.collect import collect_nav
 from anyvla.simulation.env import FPS, BoxNav

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from anyvla.actions import NAV2
-from anyvla.ros2.node import DriveNode, DriveSettings, drive
+from anyvla.ros2.drive_settings import DriveSettings
+from anyvla.ros2.node import DriveNode, drive
 from anyvla.ros2.sources import Answers, DrivenBy, Failure, Observation
 from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog
@@ -433,9 +434,9 @@ import sys, threading, time
 import numpy as np
 from anyvla.actions import NAV2
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings, drive, signals_end
+from anyvla.ros2.drive_settings import DriveSettings
+from anyvla.ros2.node import DriveNode, drive, signals_end
 from anyvla.ros2.sources import Answers, DrivenBy
-from anyvla.serving.monitor import Monitor
 from anyvla_client.stops import StopLog
 from anyvla_client.supervisor import Watch
 from pathlib import Path

@@ -14,9 +14,10 @@ from anyvla.actions import ARM7, NAV2, NAV3
 from anyvla.errors import ConfigError
 from anyvla.ros2.clock import CameraClock
 from anyvla.ros2.commands import TwistOf
+from anyvla.ros2.drive_settings import DriveSettings
 from anyvla.ros2.mapping import StateField
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings, drive
+from anyvla.ros2.node import DriveNode, drive
 from anyvla.ros2.sources import Answers, DrivenBy, Observation
 from anyvla.ros2.transport import Message
 from anyvla_client.safety import Limits

@@ -18,8 +18,9 @@ from websockets.sync.server import ServerConnection, serve
 
 from anyvla.actions import NAV2
 from anyvla.errors import ConfigError
+from anyvla.ros2.drive_settings import DriveSettings
 from anyvla.ros2.memory import MemoryTransport
-from anyvla.ros2.node import DriveNode, DriveSettings
+from anyvla.ros2.node import DriveNode
 from anyvla.ros2.remote import behind_server
 from anyvla_client.client import ClientError, PolicyClient
 from anyvla_client.stops import StopLog

@@ -116,8 +116,9 @@ def run_command(
     """Drive a robot over topics, until Ctrl-C. Any doubt stops it, until a reset; docs/safety.md says which."""
     import json
 
+    from anyvla.ros2.drive_settings import DriveSettings
     from anyvla.ros2.mapping import read_mapping
-    from anyvla.ros2.node import DriveNode, DriveSettings, drive, signals_end
+    from anyvla.ros2.node import DriveNode, drive, signals_end
     from anyvla.ros2.opening import open_transport
     from anyvla_client.stops import StopLog
     from anyvla_client.supervisor import Watch

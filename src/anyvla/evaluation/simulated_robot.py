@@ -10,7 +10,7 @@ import numpy as np
 
 from anyvla.errors import SimulationError
 from anyvla.evaluation.tasks import NavTask
-from anyvla.ros2.node import image_kind
+from anyvla.ros2.drive_settings import image_kind
 from anyvla.ros2.transport import Message, Transport
 from anyvla.simulation.env import FPS, BoxNav
 

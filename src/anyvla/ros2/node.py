@@ -11,63 +11,27 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from anyvla.errors import ConfigError, did_you_mean
-from anyvla.ros2.arm import ArmCommands
 from anyvla.ros2.clock import CameraClock
-from anyvla.ros2.commands import BaseCommands, Commands, Sent
-from anyvla.ros2.mapping import ActionField, StateField, check_field, live_kind, live_value
+from anyvla.ros2.commands import Sent
+from anyvla.ros2.drive_settings import DriveSettings, check_settings, commands_of, image_kind
+from anyvla.ros2.mapping import live_kind, live_value
 from anyvla.ros2.rates import Rates
 from anyvla.ros2.sources import ActionSource, Chunk, Observation, Outcome
 from anyvla.ros2.transport import Kind, Message, Transport
 from anyvla.serving.monitor import Moment, Monitor
 from anyvla_client.brokers import Timeline
 from anyvla_client.stops import StopLog
-from anyvla_client.supervisor import Event, Multiplexer, Proposal, Supervisor, Watch
+from anyvla_client.supervisor import Event, Multiplexer, Proposal, Supervisor
 
 _STOPS_AT_EXIT, _PAUSE_AT_EXIT = 5, 0.02  # so often, and seconds between them: one may be lost
 _EARLY = 0.1  # of the policy's period: so much before its time an image may be used
-
-
-@dataclass(frozen=True)
-class DriveSettings:
-    """What is connected to what.
-
-    Attributes:
-        cameras: the policy's camera -> topic; a topic that ends in "/compressed" carries compressed images.
-        actions: of an arm, where each dimension of the action is published. Empty: the policy drives a base.
-        command_topic: where a base's velocities go. stamped: as TwistStamped.
-        instruction: said from the beginning. instruction_topic: where it is said and changed; if it is empty the robot waits.
-        teleop_topic: a human's velocities. resume_after_teleop: go on when the human is silent, instead of waiting for a reset.
-        operator_topic: "reset" releases the latch of a stop, "stop" stops.
-        state: where each number of the robot's state comes from, and what targets in ``actions`` begin at.
-        pose_topic: the robot's position, for ``workspace``, ((x, y, z), (x, y, z)) in metres: corners of a box not to leave.
-        rate: control steps a second. watch: how long is too long. teleop_silence: seconds until the human has let go.
-    """
-
-    cameras: Mapping[str, str]
-    command_topic: str = "/cmd_vel"
-    stamped: bool = False
-    instruction: str = ""
-    instruction_topic: str | None = None
-    teleop_topic: str | None = None
-    teleop_stamped: bool = False
-    resume_after_teleop: bool = False
-    operator_topic: str | None = None
-    actions: Sequence[ActionField] = ()
-    state: Sequence[StateField] = ()
-    pose_topic: str | None = None
-    workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
-    rate: float = 50.0
-    watch: Watch = field(default_factory=Watch)
-    teleop_silence: float = 0.25
 
 
 class DriveNode:
@@ -93,7 +57,7 @@ class DriveNode:
         ``monitor`` is shown, once in a period of the policy, what it sees, predicts and does.
         """
         about = source.about
-        _check(settings, source)
+        check_settings(settings, source)
         self._transport, self._source, self._settings = transport, source, settings
         self._steady, self._rest, self._on_status, self._status = steady, rest, on_status, ""
         self._log = log or StopLog()
@@ -101,7 +65,7 @@ class DriveNode:
         self._shown_chunk: Chunk | None = None
         self._chunk: Chunk | None = None  # the newest of this episode
         self._operated = transport.now()  # when it began, or when the operator last stopped or released it
-        self._commands = _commands(settings, source)
+        self._commands = commands_of(settings, source)
         limits = self._commands.limits
         self._supervisor = Supervisor(
             limits,
@@ -413,10 +377,6 @@ def signals_end(node: DriveNode) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def image_kind(topic: str) -> Kind:
-    return "compressed_image" if topic.endswith("/compressed") else "image"
-
-
 def _heard(message: Message, now: float) -> float:
     """When it arrived. One that comes while the step of ``now`` runs counts as of ``now``, not of the future."""
     return min(message.received, now)
@@ -425,46 +385,3 @@ def _heard(message: Message, now: float) -> float:
 def _frame_reader(frames: deque[tuple[float, np.ndarray]]) -> Callable[[Message], None]:
     clock = CameraClock()
     return lambda message: frames.append((clock.time(message), message.data))
-
-
-def _commands(settings: DriveSettings, source: ActionSource) -> Commands:
-    """Raises ConfigError where nobody says how the policy's actions are published."""
-    about = source.about
-    if not settings.actions:
-        return BaseCommands(about.action, settings.command_topic, settings.stamped)
-    arm = ArmCommands(about.action, settings.actions, settings.state, fps=about.fps, period=1 / settings.rate)
-    if settings.teleop_topic is not None and not arm.steerable:
-        raise ConfigError(
-            f"--teleop-topic {settings.teleop_topic}: a human's twist can be passed on only where the actions of the mapping "
-            "file are commanded by one twist, and a gripper beside it; without it, stop the node before a human drives"
-        )
-    return arm
-
-
-def _check(settings: DriveSettings, source: ActionSource) -> None:
-    """Raises ConfigError where the settings do not fit the policy."""
-    about = source.about
-    known = (*about.cameras, *about.optional_cameras)
-    for camera in settings.cameras:
-        if camera not in known:
-            raise ConfigError(f"the policy has no camera {camera!r}{did_you_mean(camera, known)}")
-    for camera in about.cameras:
-        if camera not in settings.cameras:
-            raise ConfigError(f"the policy needs the camera {camera!r}: --camera {camera}=/its/topic")
-    if not settings.cameras:
-        raise ConfigError(f"the policy needs at least one camera: {', '.join(known)}")
-    if not settings.instruction.strip() and settings.instruction_topic is None:
-        raise ConfigError("nobody tells the robot what to do: give --instruction or --instruction-topic")
-    for name in about.state:
-        if name not in [item.name for item in settings.state]:
-            raise ConfigError(f"the policy needs {name!r} of the robot's state: name its topic in a mapping file (--mapping)")
-    for item in settings.state:
-        check_field(item)
-    if settings.workspace is not None and settings.pose_topic is None:
-        raise ConfigError("a workspace needs --pose-topic: where the robot is")
-    if settings.rate < 10:
-        raise ConfigError(f"{settings.rate:g} control steps a second are too few to stop in time; 10 is the least")
-    if settings.watch.action_age < 1 / about.fps:
-        raise ConfigError(
-            f"actions are too old after {settings.watch.action_age:g} s, but the policy gives one every {1 / about.fps:g} s"
-        )
