@@ -127,13 +127,16 @@ def main() -> None:
                 images = {c: np.array(resize_frames(frames[c], SIZE)) for c in CAMERAS}
                 return images, chunk_targets(episode.actions, start, WINDOW, CHUNK)
 
-            if "encoding" not in options:  # the same pixels, to 2 of 255, and actions as the plain loader
-                frames = packed.episode(order[0]).read(3, 3 + WINDOW, tuple(CAMERAS))
-                images, actions = plain_window(folder, spans[0][0] + 3, spans[0][1])
-                for k, camera in enumerate(CAMERAS):
-                    theirs = np.stack(images[k :: len(CAMERAS)]).astype(np.int16)
-                    assert np.abs(resize_frames(frames[camera], SIZE) - theirs).max() <= 2
-                assert np.allclose(packed.episode(order[0]).actions[3:, :6][: WINDOW + CHUNK], actions[:, :6])
+            # the same actions as the plain loader, and the same pixels, to 2 of 255, unless they are coded with loss
+            frames = packed.episode(order[0]).read(3, 3 + WINDOW, tuple(CAMERAS))
+            images, actions = plain_window(folder, spans[0][0] + 3, spans[0][1])
+            errors = [
+                resize_frames(frames[camera], SIZE) - np.stack(images[k :: len(CAMERAS)]).astype(np.int16)
+                for k, camera in enumerate(CAMERAS)
+            ]
+            assert "encoding" in options or max(np.abs(error).max() for error in errors) <= 2
+            assert np.allclose(packed.episode(order[0]).actions[3:, :6][: WINDOW + CHUNK], actions[:, :6])
+            psnr = [round(float(10 * np.log10(255**2 / np.square(error.astype(float)).mean())), 1) for error in errors]
             ours_ms = milliseconds(ours, 2000 if name == "packed raw 224" else 100)
             began = time.perf_counter()
             wrong = packed.verify()  # type: ignore[attr-defined]
@@ -142,6 +145,7 @@ def main() -> None:
                 "ms_per_window": ours_ms,
                 "windows_per_s": round(1e3 / ours_ms["p50"], 1),
                 "over_plain": round(plain_ms["p50"] / ours_ms["p50"], 1),
+                "psnr_db_of_each_camera": psnr,
                 "MiB": _mib(out),
                 "frames_stored": stored,
                 "conversion_frames_per_s": round(stored / done.seconds, 1),

@@ -3,8 +3,8 @@
     python benchmarks/window_loading.py [--episodes 40]
 
 The plain reader does for every window what a straightforward dataset does: open the file, read the window's frames, resize each
-one with PIL. Both give (8, 64, 112, 3) uint8 for the same random windows. "cold" is the store's first pass over all episodes,
-decoding included, in windows that it makes available per second; "warm" is reading them.
+one with PIL. Both give (8, 64, 112, 3) uint8 for the same random windows, at most 2 of 255 apart. "cold" is the store's first
+pass over all episodes, decoding included, in windows that it makes available per second; "warm" is reading them.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def main() -> None:
 
         for episode, start in (windows[0], windows[len(windows) - 1]):
             name = source.episode(episode).name
-            same = store.read(name, start, start + WINDOW)["front"] == plain_window(source.episode(episode).path, start)
-            assert same.all(), "the two readers must give the same pixels"
+            theirs = plain_window(source.episode(episode).path, start).astype(np.int16)
+            difference = np.abs(store.read(name, start, start + WINDOW)["front"] - theirs).max()
+            assert difference <= 2, "the two readers must give the same pixels, but for the rounding of resizing"
         warm_ms, plain_ms = milliseconds(ours, 2000), milliseconds(plain, 40)
 
         config = load_config("nav-tiny", [f"data.source.path={folder}", f"data.cache={cache}"])
