@@ -16,7 +16,7 @@ from anyvla.config import parse_config
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 # pages that take long; the others are executed by `make test`
-LONG = {"convert.md", "deploy.md", "metaworld.md", "scaling.md", "serving.md", "watch.md"}
+LONG = {"convert.md", "deploy.md", "lerobot.md", "metaworld.md", "scaling.md", "serving.md", "watch.md"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 

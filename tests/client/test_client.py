@@ -102,10 +102,10 @@ def test_a_server_that_is_started_again_is_found_again() -> None:
     with pytest.raises(ServerLostError, match=f"no policy server at {uri}"):
         PolicyClient(uri, timeout=0.2)
     with serving(openpi, port):
-        client = PolicyClient(uri, timeout=0.3)
+        client = PolicyClient(uri, timeout=20)
         client.infer(robot())
     with pytest.raises(ServerLostError):
-        client.infer(robot(1))
+        client.infer(robot(1), timeout=0.3)
     with serving(openpi, port):
         np.testing.assert_array_equal(client.infer(robot(2), timeout=20)["actions"], [[2, 2.0]])
     assert client.connections == 2

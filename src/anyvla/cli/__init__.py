@@ -97,9 +97,11 @@ def train(
 ) -> None:
     """Train a policy from a recipe."""
     from anyvla.config import load_config
+
+    config = load_config(recipe, overrides or ())  # a mistake in it is told before anything heavy is loaded
     from anyvla.training.loop import train as train_run
 
-    run = train_run(load_config(recipe, overrides or ()), resume=resume)
+    run = train_run(config, resume=resume)
     print(f"run: {run}")
 
 

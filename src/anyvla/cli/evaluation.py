@@ -57,12 +57,12 @@ def evaluate(
     videos: Annotated[Path | None, typer.Option(help="folder of films of the first failures, of --env calvin")] = None,
 ) -> None:
     """Put a policy into unseen worlds and count."""
-    from anyvla.checkpoint import write_atomically
-
     for name, benchmarks in _OF.items():
         given_by = context.get_parameter_source(name)
         if env not in benchmarks and given_by is not None and given_by.name != "DEFAULT":
             raise ConfigError(f"--{name.replace('_', '-')} goes with --env {' or '.join(benchmarks)}, not {env}")
+    from anyvla.checkpoint import write_atomically
+
     driver = None if str(run) == "expert" else run
     log = json_out.with_name(f"{json_out.name}.episodes") if json_out else None  # an interrupted evaluation goes on from it
     settings: dict[str, Any] = {
