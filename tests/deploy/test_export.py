@@ -90,7 +90,7 @@ def test_several_robots_share_one_export(exported: Path) -> None:
 def test_it_runs_without_torch_and_without_transformers(exported: Path) -> None:
     code = """
 import sys
-for name in ("torch", "transformers", "onnx", "onnxscript"):
+for name in ("torch", "transformers", "onnx", "onnxscript", "PIL", "h5py", "mujoco"):
     sys.modules[name] = None
 import numpy as np
 from anyvla.deploy.runtime import DeployedPolicy

@@ -505,7 +505,7 @@ def test_an_error_of_the_loop_itself_ends_with_zeros(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_stops_nothing_else(capsys: pytest.CaptureFixture) -> None:
     if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
+        pytest.skip("no /dev/full here: Linux has it")
     drive_ = Drive(Path("/dev/full"), 2)
     drive_.say("go")
     drive_.run(3, until=drive_.drives)

@@ -286,7 +286,7 @@ def test_a_policy_drives_and_is_watched(run: Path) -> None:
             policy, monitor, episodes=1, image_size=(32, 48), speed=math.inf, on_outcome=lambda *found: outcomes.append(found)
         )
     except SimulationError:
-        pytest.skip("no OpenGL here")
+        pytest.skip("no OpenGL here: install libegl1 and libgl1-mesa-dri")
     shown = monitor.shown()
     assert shown.moment.robot == ROBOT
     assert shown.moment.outcome == outcomes[0][1]

@@ -75,7 +75,8 @@ def serve(
         renamed = {"camera": camera, "state": state}
         _serve_vla_eval(policy, benchmark or "simpler-widowx", host, port, renamed, turn_images, any_rate, batch)
         return
-    from anyvla.serving.server import PolicyServer, ServerSettings, is_loopback, read_key, serve_forever
+    from anyvla.serving.addresses import is_loopback
+    from anyvla.serving.server import PolicyServer, ServerSettings, read_key, serve_forever
     from anyvla.serving.speed import speed_up
 
     key = None if api_key_file is None else read_key(api_key_file)

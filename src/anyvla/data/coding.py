@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 from PIL import AvifImagePlugin, Image, features
 
+from anyvla.data.episode import Coding
 from anyvla.errors import ConfigError, DataError
 
-Coding = Literal["jpeg", "avif"]
-QUALITY: dict[Coding, int] = {"jpeg": 95, "avif": 85}  # 41 dB both on recorded frames of CALVIN
+QUALITY: dict[Coding, int] = {"jpeg": 95, "avif": 85}  # where none is asked for
 _FORMAT: dict[Coding, str] = {"jpeg": "JPEG", "avif": "AVIF"}
 _DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)  # what Pillow says of broken files
-_AVIF_SPEED = 8  # of 0 to 10: 6 takes three times as long for the same size
+_AVIF_SPEED = 8  # of 0 (smallest) to 10 (fastest)
 
 
 def check_coding(coding: Coding) -> None:

@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from anyvla.config.settings import Fit, OnBadEpisode
-from anyvla.data.coding import QUALITY, Coding, check_coding
-from anyvla.data.episode import Episode, EpisodeSource, EpisodeWriter, Problem, recording_of
+from anyvla.data.coding import QUALITY, check_coding
+from anyvla.data.episode import Coding, Episode, EpisodeSource, EpisodeWriter, Problem, recording_of
 from anyvla.data.images import resize_frames
 from anyvla.data.writers.mobile_h5 import MobileH5Writer
 from anyvla.data.writers.packed import BLOCK, PackedWriter, coded_frames

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
 from anyvla.actions.spec import ActionSpec
-from anyvla.data.coding import Coding
+
+Coding = Literal["jpeg", "avif"]  # of image files
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from ipaddress import ip_address
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from anyvla.errors import AnyVLAError, ConfigError
+from anyvla.serving.addresses import is_loopback
 from anyvla.serving.monitor import Monitor, Shown
 from anyvla.watch.drawing import GroundCamera, describe_shown, describe_spec
 
@@ -87,7 +87,7 @@ class WatchServer:
 
     def __init__(self, showing: Showing, host: str = "127.0.0.1", port: int = 0) -> None:
         """``port`` 0 takes a free one. Raises ConfigError where the address cannot be had."""
-        local = _is_loopback(host)
+        local = is_loopback(host)
         files = {path: (_file(name), kind) for path, (name, kind) in FILES.items()}
 
         class Handler(_Handler):
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> None:
         # a page from elsewhere may reach this machine under a name of its own
-        if self.local and not _is_loopback(urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""):
+        if self.local and not is_loopback(urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""):
             self._answer(HTTPStatus.FORBIDDEN, b"open this page at 127.0.0.1 or localhost", "text/plain")
             return
         address = urlsplit(self.path)
@@ -187,15 +187,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal belongs to whoever drives the robot."""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _file(name: str) -> bytes:

@@ -15,8 +15,8 @@ import numpy as np
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import OnBadEpisode
-from anyvla.data.coding import Coding, check_coding, decode
-from anyvla.data.episode import Problem
+from anyvla.data.coding import check_coding, decode
+from anyvla.data.episode import Coding, Problem
 from anyvla.data.sources.packed_files import (
     ACTIONS,
     HEADER,

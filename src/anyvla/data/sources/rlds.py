@@ -20,8 +20,7 @@ import numpy as np
 from anyvla.actions.spec import DELTA7, ActionSpec
 from anyvla.config.settings import OnBadEpisode
 from anyvla.config.sources import RLDSConfig
-from anyvla.data.coding import Coding
-from anyvla.data.episode import Problem
+from anyvla.data.episode import Coding, Problem
 from anyvla.data.sources.oxe import layout_of
 from anyvla.data.sources.rlds_index import open_index
 from anyvla.data.sources.rlds_steps import decode_image, make_plan

@@ -17,8 +17,7 @@ import numpy as np
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import OnBadEpisode
 from anyvla.config.sources import BagConfig
-from anyvla.data.coding import Coding
-from anyvla.data.episode import Problem
+from anyvla.data.episode import Coding, Problem
 from anyvla.errors import ConfigError, DataError, did_you_mean
 from anyvla.progress import progress_bar
 from anyvla.ros2.bag import Bag, Record, find_bags

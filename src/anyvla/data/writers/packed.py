@@ -16,8 +16,8 @@ import numpy as np
 
 from anyvla.actions.spec import ActionSpec
 from anyvla.config.settings import Fit
-from anyvla.data.coding import QUALITY, Coding, check_coding, coded_size, encode
-from anyvla.data.episode import Episode, recording_of, stored_images
+from anyvla.data.coding import QUALITY, check_coding, coded_size, encode
+from anyvla.data.episode import Coding, Episode, recording_of, stored_images
 from anyvla.data.images import resize_frames
 from anyvla.data.sources.packed_files import (
     ACTIONS,
